@@ -1,0 +1,202 @@
+"""Flat, ragged batches of atomic structures and of their results: what every layer hands to the next.
+
+A batch of n_frames structures holds its atoms one after the other, never padded; `frame_idx` tells whose an
+atom is. Units are Å, eV and eV/Å. Lattice vectors are the rows of `cell`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dpserver.errors import StructureError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """A batch of structures.
+
+    Attributes:
+        positions: (n_atoms, 3), float64, Å.
+        types: index of each atom's species in the model's `species`, (n_atoms,), int64.
+        cell: lattice vectors as rows, (n_frames, 3, 3), float64, Å; rows of open directions may be zero.
+        pbc: periodic directions, (n_frames, 3), bool.
+        frame_idx: frame of each atom, ascending, (n_atoms,), int64.
+    """
+
+    positions: Floats
+    types: Ints
+    cell: Floats
+    pbc: Bools
+    frame_idx: Ints
+
+    @property
+    def n_atoms(self) -> int:
+        """Atoms of all frames together."""
+        return len(self.positions)
+
+    @property
+    def n_frames(self) -> int:
+        """Number of structures."""
+        return len(self.cell)
+
+    @property
+    def counts(self) -> Ints:
+        """Atoms per frame, (n_frames,), int64."""
+        return np.bincount(self.frame_idx, minlength=self.n_frames).astype(np.int64)
+
+    @property
+    def offsets(self) -> Ints:
+        """First atom of each frame and the total, (n_frames + 1,), int64."""
+        return np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int64)
+
+    @classmethod
+    def single(
+        cls,
+        positions: ArrayLike,
+        types: ArrayLike,
+        cell: ArrayLike | None = None,
+        pbc: bool | Sequence[bool] | None = None,
+    ) -> Frames:
+        """Make a batch of one structure.
+
+        Args:
+            positions: (n_atoms, 3), Å.
+            types: species indices, (n_atoms,).
+            cell: (3, 3) with lattice vectors as rows, Å; None or zeros means an open system.
+            pbc: periodic directions; by default all three with a cell and none without.
+
+        Raises:
+            StructureError: where shapes do not fit, or a periodic direction has no lattice vector.
+        """
+        x = np.ascontiguousarray(positions, dtype=np.float64)
+        t = np.ascontiguousarray(types, dtype=np.int64)
+        h = np.zeros((3, 3)) if cell is None else np.ascontiguousarray(cell, dtype=np.float64)
+        if x.ndim != 2 or x.shape[1] != 3:
+            raise StructureError(f"positions must have shape (n_atoms, 3), got {x.shape}")
+        if t.shape != (len(x),):
+            raise StructureError(f"types must have shape ({len(x)},) to match the positions, got {t.shape}")
+        if h.shape != (3, 3):
+            raise StructureError(f"cell must have shape (3, 3), got {h.shape}")
+        p = np.broadcast_to(np.asarray(bool(h.any()) if pbc is None else pbc, dtype=bool), (3,)).copy()
+        return cls(x, t, h[None], p[None], np.zeros(len(x), dtype=np.int64))
+
+    @classmethod
+    def concatenate(cls, batches: Iterable[Frames]) -> Frames:
+        """Join batches in order into one; the result owns its arrays."""
+        parts = list(batches)
+        if not parts:
+            return cls(
+                np.zeros((0, 3)),
+                np.zeros(0, dtype=np.int64),
+                np.zeros((0, 3, 3)),
+                np.zeros((0, 3), dtype=bool),
+                np.zeros(0, dtype=np.int64),
+            )
+        first = np.cumsum([0, *(p.n_frames for p in parts)])
+        return cls(
+            np.concatenate([p.positions for p in parts]),
+            np.concatenate([p.types for p in parts]),
+            np.concatenate([p.cell for p in parts]),
+            np.concatenate([p.pbc for p in parts]),
+            np.concatenate([p.frame_idx + k for p, k in zip(parts, first[:-1], strict=True)]),
+        )
+
+    def __getitem__(self, frame: int) -> Frames:
+        """One frame as a batch of its own; its arrays are views."""
+        if not 0 <= frame < self.n_frames:
+            raise IndexError(f"frame {frame} of a batch of {self.n_frames}")
+        lo, hi = np.searchsorted(self.frame_idx, [frame, frame + 1])
+        return Frames(
+            self.positions[lo:hi],
+            self.types[lo:hi],
+            self.cell[frame : frame + 1],
+            self.pbc[frame : frame + 1],
+            np.zeros(hi - lo, dtype=np.int64),
+        )
+
+    def __iter__(self) -> Iterator[Frames]:
+        return (self[k] for k in range(self.n_frames))
+
+    def check(self, n_species: int) -> None:
+        """Refuse what no model can answer.
+
+        Args:
+            n_species: number of species the model knows.
+
+        Raises:
+            StructureError: no atoms, non-finite numbers, a singular periodic cell, or a type out of range.
+        """
+        if (self.counts == 0).any():
+            raise StructureError(f"frame {int(np.argmin(self.counts))} has no atoms; expected at least one")
+        bad = ~np.isfinite(self.positions).all(axis=1)
+        if bad.any():
+            atom = int(np.flatnonzero(bad)[0])
+            raise StructureError(
+                f"the position of atom {atom} is not finite ({self.positions[atom]}); "
+                f"{int(bad.sum())} of {self.n_atoms} atoms: the dynamics has probably blown up"
+            )
+        if not np.isfinite(self.cell).all():
+            raise StructureError("a lattice vector is not finite: the barostat has probably blown up")
+        wrong = (self.types < 0) | (self.types >= n_species)
+        if wrong.any():
+            atom = int(np.flatnonzero(wrong)[0])
+            raise StructureError(f"atom {atom} has type {self.types[atom]}; the model knows 0 to {n_species - 1}")
+        for cell, pbc in zip(self.cell, self.pbc, strict=True):
+            _check_cell(cell[pbc])
+
+
+def _check_cell(vectors: Floats) -> None:
+    """Periodic lattice vectors must be independent: their volume is compared with the product of their lengths."""
+    if not len(vectors):
+        return
+    lengths = np.linalg.norm(vectors, axis=1)
+    gram = float(np.linalg.det(vectors @ vectors.T))
+    if not lengths.all() or gram <= (1e-6 * lengths.prod()) ** 2:
+        raise StructureError(
+            f"the cell is singular: lattice vectors {vectors.tolist()} Å do not span a volume; "
+            "send zeros for an open system"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ForceResult:
+    """Energies, forces and virials of a batch.
+
+    Attributes:
+        energy: (n_frames,), float64, eV.
+        forces: (n_atoms, 3), float64, eV/Å.
+        virial: -dE/d(strain), symmetric, (n_frames, 3, 3), float64, eV; equals -volume times stress.
+        atom_energy: (n_atoms,), float64, eV.
+        frame_idx: frame of each atom, ascending, (n_atoms,), int64.
+    """
+
+    energy: Floats
+    forces: Floats
+    virial: Floats
+    atom_energy: Floats
+    frame_idx: Ints
+
+    def __getitem__(self, frame: int) -> ForceResult:
+        """The result of one frame; its arrays are views."""
+        lo, hi = np.searchsorted(self.frame_idx, [frame, frame + 1])
+        return ForceResult(
+            self.energy[frame : frame + 1],
+            self.forces[lo:hi],
+            self.virial[frame : frame + 1],
+            self.atom_energy[lo:hi],
+            np.zeros(hi - lo, dtype=np.int64),
+        )
+
+    def is_finite(self) -> Bools:
+        """Whether every number of each frame is finite, (n_frames,), bool."""
+        good = np.isfinite(self.energy) & np.isfinite(self.virial).all(axis=(1, 2))
+        np.logical_and.at(good, self.frame_idx, np.isfinite(self.forces).all(axis=1))
+        return good
