@@ -1,0 +1,1 @@
+"""The command line: one module per command, collected in `app`; torch is imported inside the commands only."""

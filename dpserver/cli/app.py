@@ -1,0 +1,70 @@
+"""The command `dpserver`: collects the commands and turns errors into exit codes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from dpserver import __version__
+from dpserver.cli import console
+from dpserver.cli.demo import demo
+from dpserver.cli.info import info
+from dpserver.cli.serve import serve
+from dpserver.cli.test import test
+from dpserver.cli.train import train
+from dpserver.errors import DPServerError
+
+_HELP = """Serve a Deep Potential to every MD code that listens for forces over the i-PI socket.
+
+[bold]dpserver --model w.pt --port 31415[/bold]   dial 127.0.0.1:31415 and answer for ever
+[bold]dpserver --model w.pt --unix water[/bold]   the same over the unix socket /tmp/ipi_water
+
+This is short for [bold]dpserver serve[/bold]; its options are shown by [bold]dpserver serve --help[/bold].
+"""
+
+app = typer.Typer(
+    name="dpserver",
+    help=_HELP,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for _command in (serve, train, test, info, demo):
+    app.command()(_command)
+
+_OWN_OPTIONS = ("-h", "--help", "--version", "--install-completion", "--show-completion")
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        console.out.print(f"dpserver {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def with_command(arguments: list[str]) -> list[str]:
+    """Put `serve` in front of options that stand alone: `dpserver --model w.pt` serves."""
+    if arguments and arguments[0].startswith("-") and arguments[0].partition("=")[0] not in _OWN_OPTIONS:
+        return ["serve", *arguments]
+    return arguments
+
+
+def main() -> None:
+    """Run the command line: the entry point of the script `dpserver`."""
+    try:
+        app(with_command(sys.argv[1:]), prog_name="dpserver")
+    except DPServerError as error:
+        console.show_error(error)
+        sys.exit(console.exit_code(error))

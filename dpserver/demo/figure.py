@@ -1,0 +1,142 @@
+"""The picture of the demo: structure of the beads, conserved quantity, quantum kinetic energy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, MultipleLocator
+
+from dpserver.demo.analysis import Distribution, Results
+from dpserver.demo.rdf import Floats, coarsen
+
+_BEADS: Final = "#0072b2"
+_REFERENCE: Final = "0.55"
+_SERIES: Final = {"all": "0.25", "H": "#d55e00", "O": "#009e73"}
+_BONDS: Final = 2.0  # Å; peaks closer than this are bonds, higher than any panel
+_SPARE: Final = "#cc79a7"  # for species that are not water's
+
+_STYLE: Final = {
+    "font.size": 8.5,
+    "axes.labelsize": 9,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.direction": "in",
+    "ytick.direction": "in",
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "lines.linewidth": 1.4,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+    "mathtext.fontset": "dejavusans",
+}
+
+
+def draw(results: Results, reference: Distribution | None, path: Path, title: str) -> None:
+    """Draw the run beside the reference and write it as an image.
+
+    Args:
+        results: the run; its first three pairs of species get a panel each.
+        reference: g(r) to compare with; None leaves it out.
+        path: the image, of the format its suffix names.
+        title: one line above the panels.
+    """
+    pairs = list(results.distribution.g)[:3]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7.4, 4.9), dpi=200, layout="constrained")
+        figure.suptitle(title, x=0.012, ha="left", fontsize=9.5)
+        upper, lower = figure.subfigures(2, 1, hspace=0.03)
+        panels = upper.subplots(1, len(pairs), squeeze=False)[0]
+        for axes, pair in zip(panels, pairs, strict=True):
+            _draw_distribution(axes, results, reference, pair)
+        panels[0].legend(loc="upper right", handlelength=1.6, borderaxespad=0.0)
+        left, right = lower.subplots(1, 2)
+        _draw_conserved(left, results)
+        _draw_kinetic(right, results)
+        for letter, axes in zip("abcde", [*panels, left, right], strict=False):
+            axes.set_title(f"({letter})", loc="left", fontsize=9, fontweight="bold", pad=4)
+        figure.savefig(path)
+
+
+def _draw_distribution(axes: Axes, results: Results, reference: Distribution | None, pair: str) -> None:
+    curves = results.distribution
+    edges, g = coarsen(curves.edges, curves.g[pair], 2)
+    if reference is not None and pair in reference.g:
+        other_edges, other = coarsen(reference.edges, reference.g[pair], 2)
+        axes.fill_between(_middle(other_edges), other, color=_REFERENCE, alpha=0.3, lw=0, label="DFT-MD frames")
+        axes.plot(_middle(other_edges), other, color=_REFERENCE, lw=0.7)
+    axes.plot(_middle(edges), g, color=_BEADS, label=f"{results.n_beads} beads")
+    axes.axhline(1.0, color="0.7", lw=0.6, ls=(0, (4, 3)), zorder=0)
+    top = 1.4 * max(1.0, float(g[_middle(edges) > _BONDS].max(initial=0.0)))
+    axes.set(xlim=(0.6, edges[-1]), ylim=(0.0, top), xlabel="$r$ (Å)", ylabel=rf"$g_\mathrm{{{pair}}}(r)$")
+    axes.xaxis.set_major_locator(MultipleLocator(1.0))
+    others = reference.g.get(pair, g) if reference is not None else g
+    if max(g.max(), others.max()) > top:
+        _draw_bond(axes, results, reference, pair)
+
+
+def _draw_bond(axes: Axes, results: Results, reference: Distribution | None, pair: str) -> None:
+    """The peak of the bonds, which leaves the panel."""
+    inset = axes.inset_axes((0.62, 0.66, 0.38, 0.34))
+    curves = results.distribution
+    if reference is not None and pair in reference.g:
+        inset.fill_between(_middle(reference.edges), reference.g[pair], color=_REFERENCE, alpha=0.3, lw=0)
+        inset.plot(_middle(reference.edges), reference.g[pair], color=_REFERENCE, lw=0.7)
+    inset.plot(_middle(curves.edges), curves.g[pair], color=_BEADS, lw=1.1)
+    peak = float(_middle(curves.edges)[np.argmax(curves.g[pair])])
+    inset.set(xlim=(peak - 0.25, peak + 0.3), ylim=(0.0, None))
+    inset.xaxis.set_major_locator(MultipleLocator(0.2))
+    inset.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+    inset.tick_params(labelsize=6.5, length=2)
+
+
+def _draw_conserved(axes: Axes, results: Results) -> None:
+    axes.plot(results.time, results.conserved, color=_BEADS, lw=1.0)
+    axes.axhline(0.0, color="0.7", lw=0.6, ls=(0, (4, 3)), zorder=0)
+    # One meV per atom is the accuracy such a model is trained to: a smaller range would magnify noise.
+    reach = max(1.0, 1.2 * float(np.abs(results.conserved).max()))
+    axes.set(
+        ylim=(-reach, reach),
+        xlabel="time (ps)",
+        ylabel="conserved quantity,\nchange (meV / atom)",
+    )
+    axes.set_xlim(results.time[0], max(results.time[-1], results.time[0] + 1e-3))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+
+
+def _draw_kinetic(axes: Axes, results: Results) -> None:
+    end = max(results.time[-1], results.time[0] + 1e-3)
+    for name, series in results.kinetic.items():
+        colour = _SERIES.get(name, _SPARE)
+        average = results.kinetic_average[name]
+        axes.plot(results.time, series, color=colour, lw=0.9, alpha=0.55)
+        axes.hlines(average.mean, results.settled, end, color=colour, lw=1.6)
+        label = "all atoms" if name == "all" else name
+        axes.annotate(
+            f"{label}  {average.mean:.0f}",
+            (1.01, average.mean),
+            xycoords=("axes fraction", "data"),
+            color=colour,
+            va="center",
+            annotation_clip=False,
+        )
+    axes.axhline(results.classical, color="k", lw=0.9, ls=(0, (4, 3)))
+    axes.annotate(
+        rf"3/2 $k_\mathrm{{B}}T$  {results.classical:.0f}",
+        (1.01, results.classical),
+        xycoords=("axes fraction", "data"),
+        va="center",
+        annotation_clip=False,
+    )
+    axes.set(xlim=(results.time[0], end), ylim=(0.0, None), xlabel="time (ps)")
+    axes.set_ylabel("quantum kinetic energy\n(meV / atom)")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+
+
+def _middle(edges: Floats) -> Floats:
+    return 0.5 * (edges[1:] + edges[:-1])

@@ -1,0 +1,221 @@
+"""Which atom is of which species. The wire does not say; this module decides, says why, and never guesses.
+
+Authority, highest first: the peer's INIT parameters (`template: water.xyz` or `species: O H H`), the endpoint's
+`--template` or `--species`, the model's own template, the only species of a model that has no other. A unit of atoms
+stands for the atoms of a structure, or for a whole part of them, repeated.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from dpserver import neighbors
+from dpserver.engine.runner import ForceModel
+from dpserver.engine.templates import read_symbols
+from dpserver.errors import ConfigError, StructureError
+from dpserver.frames import Floats, Frames, Ints
+from dpserver.ipi import Structures
+
+logger = logging.getLogger(__name__)
+
+CLOSEST_SHARE = 0.75
+"""Of the smallest distance in training: thermal and quantum motion stays above, atoms in a wrong order fall below."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """The species of a unit of atoms, in the order of the atoms.
+
+    Attributes:
+        symbols: of each atom.
+        origin: who says so, for messages.
+    """
+
+    symbols: tuple[str, ...]
+    origin: str
+
+    @classmethod
+    def from_text(cls, text: str, origin: str) -> Order:
+        """Read symbols between spaces or commas.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        symbols = tuple(text.replace(",", " ").split())
+        if not symbols:
+            raise ConfigError(f"{origin} names no species; expected symbols in the order of the atoms, as 'O H H'")
+        return cls(symbols, f"{origin} ({text.strip()})")
+
+    @classmethod
+    def from_file(cls, path: Path, origin: str) -> Order:
+        """Read the symbols of a structure file.
+
+        Raises:
+            ConfigError: the file is missing or cannot be read.
+        """
+        return cls(read_symbols(path), f"{origin} ({path})")
+
+    def types(self, species: Sequence[str]) -> Ints:
+        """Index of each symbol in a model's species, (n_symbols,), int64.
+
+        Raises:
+            StructureError: the model does not know one.
+        """
+        index = {symbol: k for k, symbol in enumerate(species)}
+        for atom, symbol in enumerate(self.symbols):
+            if symbol not in index:
+                near = difflib.get_close_matches(symbol, species, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise StructureError(
+                    f"species {symbol!r} (atom {atom} of {self.origin}) is unknown to the model, "
+                    f"which knows {', '.join(species)}{hint}"
+                )
+        return np.array([index[symbol] for symbol in self.symbols], dtype=np.int64)
+
+    def summary(self) -> str:
+        """Runs of species, as `O H×2 O H×2 …`."""
+        runs = [(symbol, len(list(same))) for symbol, same in groupby(self.symbols)]
+        words = [symbol if count == 1 else f"{symbol}×{count}" for symbol, count in runs]
+        return " ".join(words[:6] + ["…"] * (len(words) > 6))
+
+
+def order_from_parameters(parameters: Mapping[str, str]) -> Order | None:
+    """Find the order among a peer's INIT parameters.
+
+    Raises:
+        ConfigError: both a template and species are given, or the template cannot be read.
+    """
+    template, species = parameters.get("template"), parameters.get("species")
+    if template and species:
+        raise ConfigError("the peer's INIT parameters hold both a template and species; give one of them")
+    if template:
+        return Order.from_file(Path(template.strip("'\"")), "the peer's INIT template")
+    if species:
+        return Order.from_text(species.strip("'\"[]()"), "the peer's INIT species")
+    return None
+
+
+class Assigner:
+    """Turns the bare coordinates of one connection into frames with species.
+
+    Args:
+        model: knows species, its own template and the smallest distances.
+        order: the endpoint's own, if any.
+        name: of the connection, for the log.
+
+    Attributes:
+        parameters: of the peer's INIT, which rule over the rest.
+    """
+
+    def __init__(self, model: ForceModel, order: Order | None, name: str) -> None:
+        self._model = model
+        self._order = order
+        self._name = name
+        self._types: Ints | None = None
+        self.parameters: Mapping[str, str] = {}
+
+    def frames(self, structures: Structures) -> Frames:
+        """Give every atom its species; the first structure of its size is also checked for close contacts.
+
+        Args:
+            structures: of one message.
+
+        Returns:
+            One frame for each; periodic along every lattice vector that is not zero. Positions are shared, not copied.
+
+        Raises:
+            StructureError: no order fits the number of atoms, a species is unknown, or atoms are too close.
+        """
+        n_frames, n_atoms = structures.n_frames, structures.n_atoms
+        is_new = self._types is None or len(self._types) != n_atoms
+        types, origin = self._assign(n_atoms) if is_new or self._types is None else (self._types, "")
+        frames = Frames(
+            structures.positions.reshape(-1, 3),
+            np.tile(types, n_frames),
+            structures.cell,
+            np.asarray(structures.cell.any(axis=2)),
+            np.repeat(np.arange(n_frames), n_atoms),
+        )
+        if is_new:
+            frames.check(len(self._model.species))
+            check_contacts(frames[0], self._model, origin)
+            self._types = types
+        return frames
+
+    def _assign(self, n_atoms: int) -> tuple[Ints, str]:
+        """Choose the order that rules and stretch it over the atoms."""
+        try:
+            order = self._choose()
+        except ConfigError as error:
+            raise StructureError(str(error)) from None
+        repeats, rest = divmod(n_atoms, len(order.symbols))
+        if rest or not repeats:
+            raise StructureError(
+                f"the peer sent {n_atoms} atoms; expected {len(order.symbols)} or a whole multiple, in the order of "
+                f"{order.origin}. Give the order of these atoms with --template FILE, --species 'O H H', or in the "
+                "peer's input as <parameters> {template: FILE} </parameters>"
+            )
+        types = np.tile(order.types(self._model.species), repeats)
+        counts = np.bincount(types, minlength=len(self._model.species))
+        logger.info(
+            "%s: species of %d atoms (%s) are %s%s, from %s",
+            self._name,
+            n_atoms,
+            ", ".join(f"{s} {c}" for s, c in zip(self._model.species, counts, strict=True)),
+            order.summary(),
+            f", {repeats} times" if repeats > 1 else "",
+            order.origin,
+        )
+        return types, order.origin
+
+    def _choose(self) -> Order:
+        """The order of the highest authority."""
+        order = order_from_parameters(self.parameters) or self._order
+        if order is not None:
+            return order
+        if self._model.template is not None:
+            return Order(tuple(self._model.template), "the model's own template")
+        if len(self._model.species) == 1:
+            return Order(tuple(self._model.species), "the model's only species")
+        raise StructureError(
+            f"nothing says which atom is which of {', '.join(self._model.species)}: the model has no template of its "
+            "own. Give --template FILE, --species 'O H H', or in the peer's input <parameters> {template: FILE} "
+            "</parameters>"
+        )
+
+
+def check_contacts(frame: Frames, model: ForceModel, origin: str) -> None:
+    """Hold the distances of one frame against the smallest of the training set.
+
+    Args:
+        frame: one structure, checked.
+        model: with `min_distance`.
+        origin: who gave the order of the species, for the message.
+
+    Raises:
+        StructureError: a pair is closer than `CLOSEST_SHARE` of what training has seen.
+    """
+    known = model.min_distance
+    limit: Floats = np.where(np.isfinite(known), CLOSEST_SHARE * known, 0.0)
+    if not limit.any():
+        return
+    edges = neighbors.build(frame, float(limit.max()))
+    kinds = frame.types[edges.centre], frame.types[edges.neighbour]
+    close = np.flatnonzero(edges.distance < limit[kinds])
+    if not len(close):
+        return
+    worst = close[np.argmin(edges.distance[close] / limit[kinds][close])]
+    i, j = edges.centre[worst], edges.neighbour[worst]
+    a, b = frame.types[i], frame.types[j]
+    raise StructureError(
+        f"atoms {i} ({model.species[a]}) and {j} ({model.species[b]}) are {edges.distance[worst]:.3f} Å apart; no such "
+        f"pair was closer than {known[a, b]:.3f} Å in training, and {(len(close) + 1) // 2} pairs are too close. Most "
+        f"likely the atoms are not in the order of {origin}; else look at the cell and at the units"
+    )

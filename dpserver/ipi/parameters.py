@@ -1,0 +1,42 @@
+"""The INIT string: what a peer tells its engine before the first structure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dpserver.errors import RemoteProtocolError
+from dpserver.ipi.codec import Limits
+
+BATCH_SIZE = "batch_size"
+
+
+def parse_parameters(raw: bytes) -> Mapping[str, str]:
+    """Read the `<parameters>` of a peer's input, as `key : value` pairs between commas.
+
+    i-PI writes ` template : w.xyz , ` and appends `batch_size:32`; ASE sends one NUL byte, others their own words,
+    which are nobody's parameters and are skipped. Of a repeated key the last counts.
+
+    Args:
+        raw: the string of INIT.
+
+    Raises:
+        RemoteProtocolError: it is not text.
+    """
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise RemoteProtocolError(f"the INIT string is not UTF-8 text: {raw[:40]!r}") from None
+    pairs = (item.partition(":") for item in text.strip("\0 \t\r\n{}").split(","))
+    return {key.strip(): value.strip() for key, colon, value in pairs if colon and key.strip()}
+
+
+def read_batch_size(parameters: Mapping[str, str], limits: Limits) -> int:
+    """Structures in each POSDATA of this peer; 1 unless it announced more.
+
+    Raises:
+        RemoteProtocolError: no positive number, or beyond the limit.
+    """
+    text = parameters.get(BATCH_SIZE, "1")
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= limits.batch):
+        raise RemoteProtocolError(f"INIT announces {BATCH_SIZE}:{text[:40]}; expected 1 to {limits.batch}")
+    return int(text)

@@ -1,0 +1,216 @@
+"""The engine's side of one i-PI connection: bytes in, events out. All state logic of the protocol is in this file.
+
+The owner feeds what it receives and an empty chunk at the end of the stream, takes events until there is none, and
+sends what `data_to_send` returns:
+
+    session.receive_data(chunk)
+    while (event := session.next_event()) is not None:
+        match event:
+            case ForcesWanted(structures): ...          # later: session.send(forces), and take events again
+    transport.write(session.data_to_send())
+
+STATUS and GETFORCE are answered here. Between POSDATA and `send` the session rests: the protocol has no word for
+"busy", so a STATUS is answered when the forces are there, and a GETFORCE that came early waits in the buffer. That is
+why both orders of messages, POSDATA-STATUS-GETFORCE and POSDATA+GETFORCE in one piece, are the same table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+
+import numpy as np
+
+from dpserver.errors import LocalProtocolError, RemoteProtocolError
+from dpserver.ipi import codec
+from dpserver.ipi.codec import HEADER_SIZE, Buffer, EngineMessage, Forces, Limits, PeerMessage
+from dpserver.ipi.events import Event, ForcesWanted, Initialised, PeerLeft
+from dpserver.ipi.parameters import parse_parameters, read_batch_size
+
+MAX_PENDING_BYTES = 4096
+"""What a peer may send while we compute; it owes us silence, but for a STATUS or a GETFORCE."""
+
+
+class State(Enum):
+    """Where an exchange stands, seen from the engine."""
+
+    NEED_INIT = "waiting for INIT"
+    READY = "waiting for POSDATA"
+    COMPUTING = "computing forces"
+    HAVE_FORCES = "waiting for GETFORCE"
+    OVER = "over"
+
+
+TRANSITIONS: Mapping[State, Mapping[PeerMessage, State]] = {
+    State.NEED_INIT: {
+        PeerMessage.STATUS: State.NEED_INIT,
+        PeerMessage.INIT: State.READY,
+        PeerMessage.POSDATA: State.COMPUTING,  # peers that have nothing to tell leave INIT out
+        PeerMessage.EXIT: State.OVER,
+    },
+    State.READY: {
+        PeerMessage.STATUS: State.READY,
+        PeerMessage.POSDATA: State.COMPUTING,
+        PeerMessage.EXIT: State.OVER,
+    },
+    State.COMPUTING: {},  # left by `send` alone
+    State.HAVE_FORCES: {
+        PeerMessage.STATUS: State.HAVE_FORCES,
+        PeerMessage.GETFORCE: State.READY,
+        PeerMessage.EXIT: State.OVER,
+    },
+    State.OVER: {},
+}
+
+STATUS_ANSWER: Mapping[State, EngineMessage] = {
+    State.NEED_INIT: EngineMessage.NEEDINIT,
+    State.READY: EngineMessage.READY,
+    State.HAVE_FORCES: EngineMessage.HAVEDATA,
+}
+
+
+class Session:
+    """State of one connection; it knows no socket, thread or clock.
+
+    A `RemoteProtocolError` from any method ends it: the connection is to be closed. A `LocalProtocolError` is a bug of
+    the owner, and changed nothing.
+
+    Args:
+        limits: bounds on the numbers a peer controls.
+    """
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self._limits = limits or Limits()
+        self._state = State.NEED_INIT
+        self._buffer = bytearray()
+        self._has_ended = False  # the stream, not the session
+        self._batch_size = 1
+        self._shape = (0, 0)  # (n_frames, n_atoms) of the structures that are being computed
+        self._reply: list[Buffer] = []
+        self._outbox: list[Buffer] = []
+
+    @property
+    def state(self) -> State:
+        """Where the exchange stands."""
+        return self._state
+
+    def receive_data(self, data: Buffer) -> None:
+        """Take bytes from the peer; an empty chunk says that it closed the stream.
+
+        Raises:
+            RemoteProtocolError: the peer talks on although it has to wait for its forces.
+        """
+        chunk = memoryview(data)
+        self._has_ended |= not chunk
+        if self._state is State.OVER:
+            return
+        if self._state is State.COMPUTING and len(self._buffer) + len(chunk) > MAX_PENDING_BYTES:
+            self._end()
+            raise RemoteProtocolError(
+                f"the peer sent more than {MAX_PENDING_BYTES} bytes while it had to wait for its forces"
+            )
+        self._buffer += chunk
+
+    def next_event(self) -> Event | None:
+        """Go on with the bytes that have come.
+
+        Returns:
+            The next event, or None: nothing until more bytes come, or until `send` brings the forces asked for.
+
+        Raises:
+            RemoteProtocolError: the peer said what it may not say now, or left in the middle of a message.
+        """
+        try:
+            while self._state is not State.OVER:
+                if self._state is State.COMPUTING or not self._buffer:
+                    return self._leave() if self._has_ended else None
+                if (head := self._complete_message()) is None:
+                    return None
+                if (event := self._handle(*head)) is not None:
+                    return event
+        except RemoteProtocolError:
+            self._end()
+            raise
+        return None
+
+    def send(self, answer: Forces) -> None:
+        """Bring the forces of the structures of the last `ForcesWanted`; then take events again.
+
+        Raises:
+            LocalProtocolError: none were asked for, of another shape, or a number is not finite.
+        """
+        if self._state is not State.COMPUTING:
+            raise LocalProtocolError(f"forces were given to a session that is {self._state.value}")
+        n_frames, n_atoms = self._shape
+        expected = {"energy": (n_frames,), "forces": (n_frames, n_atoms, 3), "virial": (n_frames, 3, 3)}
+        for name, shape in expected.items():
+            array = getattr(answer, name)
+            if array.shape != shape or not np.isfinite(array).all():
+                raise LocalProtocolError(f"the {name} of an answer must be finite, of shape {shape}; got {array.shape}")
+        if answer.extras and len(answer.extras) != n_frames:
+            raise LocalProtocolError(f"{len(answer.extras)} extras were given for {n_frames} structures")
+        self._reply = codec.encode_forces(answer)
+        self._state = State.HAVE_FORCES
+
+    def data_to_send(self) -> list[Buffer]:
+        """Take what is ready for the peer, as buffers to be written in order."""
+        outbox, self._outbox = self._outbox, []
+        return outbox
+
+    def _complete_message(self) -> tuple[PeerMessage, int] | None:
+        """Name the message at the head of the buffer, with its size, once all of it has come."""
+        name, size = "header", HEADER_SIZE
+        if len(self._buffer) >= HEADER_SIZE:
+            message = codec.decode_header(self._buffer)
+            if message not in TRANSITIONS[self._state]:
+                raise RemoteProtocolError(f"the peer sent {message} while we were {self._state.value}")
+            name, size = message.value, codec.message_size(message, self._buffer, self._batch_size, self._limits)
+            if len(self._buffer) >= size:
+                return message, size
+        if self._has_ended:
+            raise RemoteProtocolError(
+                f"the peer closed the connection in the middle of a {name}: {len(self._buffer)} of {size} bytes came"
+            )
+        return None
+
+    def _handle(self, message: PeerMessage, size: int) -> Event | None:
+        """Make the transition of a whole message and take it off the buffer."""
+        event: Event | None = None
+        match message:
+            case PeerMessage.STATUS:
+                self._outbox.append(codec.encode_header(STATUS_ANSWER[self._state]))
+            case PeerMessage.INIT:
+                event = self._initialise()
+            case PeerMessage.POSDATA:
+                structures = codec.decode_posdata(self._buffer, self._batch_size)
+                self._shape = structures.n_frames, structures.n_atoms
+                event = ForcesWanted(structures)
+            case PeerMessage.GETFORCE:
+                self._outbox += self._reply
+                self._reply = []
+            case PeerMessage.EXIT:
+                event = PeerLeft(is_clean=True, reason="said EXIT")
+        self._state = TRANSITIONS[self._state][message]
+        del self._buffer[:size]
+        return event
+
+    def _initialise(self) -> Initialised:
+        """Read INIT, and from it the layout of every POSDATA to come."""
+        bead, raw = codec.decode_init(self._buffer)
+        parameters = parse_parameters(raw)
+        self._batch_size = read_batch_size(parameters, self._limits)
+        return Initialised(bead, parameters, self._batch_size)
+
+    def _leave(self) -> PeerLeft:
+        """The stream ended where a message might have started, or while we were computing."""
+        said_exit = self._buffer.endswith(codec.encode_header(PeerMessage.EXIT))
+        is_clean = said_exit or self._state in {State.NEED_INIT, State.READY}
+        reason = "said EXIT" if said_exit else f"closed the connection while we were {self._state.value}"
+        self._end()
+        return PeerLeft(is_clean, reason)
+
+    def _end(self) -> None:
+        """Nothing more is read or sent."""
+        self._state = State.OVER
+        self._buffer = bytearray()  # a new one: the frames of an exception may still look into the old one
+        self._reply, self._outbox = [], []

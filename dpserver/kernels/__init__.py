@@ -1,0 +1,1 @@
+"""Numerical kernels: they take arrays and know no model."""

@@ -1,0 +1,1 @@
+"""Descriptors, fitting nets, the potential made of them, and its file."""

@@ -1,0 +1,150 @@
+"""The local-frame descriptor of the first Deep Potential (Zhang et al., PRL 120, 143001, 2018), `loc_frame`.
+
+    e_x along the first axis neighbour, e_z along first × second, e_y = e_z × e_x
+    D_ij = (1/R, x/R², y/R², z/R²) in that frame for the `sel_a` nearest neighbours of each species,
+    D_ij = 1/R                     for the `sel_r` next ones
+
+As DeePMD-kit's: neighbours by species, then by distance, `sel_r` counting on where `sel_a` ends; first all full rows,
+then all radial ones; empty slots zero; all of it standardised to (D - davg_c)/dstd_c, feature by feature, for a centre
+of species c. Neighbours beyond `sel_a` + `sel_r` are not seen: that is the method. (In its own graphs DeePMD-kit puts z
+before x and y in a row.)
+
+The cutoff is sharp, and the energy jumps where two neighbours change places in the order or in the axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from dpserver.errors import StructureError
+from dpserver.models.config import LocFrameConfig
+from dpserver.models.graph import Block, Graph
+
+COLINEAR: Final = 1e-4
+"""Smallest sine of the angle between the two axis neighbours; below it they span no plane."""
+
+
+class LocFrame(nn.Module):
+    """The descriptor D of every atom.
+
+    Args:
+        config: numbers of neighbours, cutoff and axis rules.
+        n_species: number of species.
+
+    Attributes:
+        rcut: cutoff radius, Å.
+        n_features: size of D, the same for all species.
+        davg: mean of D per centre species, (n_species, n_features), float64.
+        dstd: standard deviation, (n_species, n_features), float64.
+    """
+
+    davg: Tensor
+    dstd: Tensor
+
+    def __init__(self, config: LocFrameConfig, n_species: int) -> None:
+        super().__init__()
+        self.config = config
+        self.n_species = n_species
+        self.rcut = config.rcut
+        self.n_features = 4 * sum(config.sel_a) + sum(config.sel_r)
+        self.register_buffer("davg", torch.zeros(n_species, self.n_features, dtype=torch.float64))
+        self.register_buffer("dstd", torch.ones(n_species, self.n_features, dtype=torch.float64))
+
+    def forward(self, graph: Graph, r_ij: Tensor) -> list[Tensor]:
+        """Describe the atoms of each species.
+
+        Args:
+            graph: the batch.
+            r_ij: vectors of its edges, (n_edges, 3), Å.
+
+        Returns:
+            For each species, (atoms of it, n_features), in the order of `graph.atoms`.
+
+        Raises:
+            StructureError: an atom has no neighbour, or no two off one line, to span its frame.
+        """
+        raw = self.environment(graph, r_ij)
+        return [(d - self.davg[c]) / self.dstd[c] for c, d in enumerate(raw)]
+
+    def environment(self, graph: Graph, r_ij: Tensor) -> list[Tensor]:
+        """D before standardisation: for each species, (atoms of it, n_features), 1/Å."""
+        return [self._describe(graph, r_ij, centre) for centre in range(self.n_species)]
+
+    @torch.no_grad()
+    def fit_normalisation(self, graphs: Iterable[Graph], protect: float) -> None:
+        """Set davg and dstd to the moments of D, feature by feature.
+
+        Args:
+            graphs: representative batches.
+            protect: smallest deviation.
+        """
+        sums, squares = torch.zeros_like(self.davg), torch.zeros_like(self.davg)
+        atoms = self.davg.new_zeros(self.n_species, 1)
+        for graph in graphs:
+            for centre, d in enumerate(self.environment(graph, graph.vectors())):
+                sums[centre] += d.sum(dim=0)
+                squares[centre] += (d**2).sum(dim=0)
+                atoms[centre] += len(d)
+        mean = sums / atoms.clamp(min=1)
+        self.davg.copy_(mean)
+        self.dstd.copy_((squares / atoms.clamp(min=1) - mean**2).clamp(min=0).sqrt().clamp(min=protect))
+
+    def _describe(self, graph: Graph, r_ij: Tensor, centre: int) -> Tensor:
+        """D of the atoms of one species, before standardisation."""
+        nearest = [self._nearest(graph.blocks[centre, k], r_ij, k) for k in range(self.n_species)]
+        frame = self._frame(graph, nearest, centre)
+        full, radial = [], []
+        for (vectors, is_real), n_full in zip(nearest, self.config.sel_a, strict=True):
+            inverse = is_real / torch.linalg.vector_norm(vectors, dim=-1)
+            local = vectors[:, :n_full] @ frame.transpose(1, 2) * inverse[:, :n_full, None] ** 2
+            full.append(torch.cat([inverse[:, :n_full, None], local], dim=-1).flatten(1))
+            radial.append(inverse[:, n_full:])
+        return torch.cat([*full, *radial], dim=1)
+
+    def _nearest(self, block: Block, r_ij: Tensor, neighbour: int) -> tuple[Tensor, Tensor]:
+        """Neighbours of one species by distance.
+
+        Returns:
+            Their vectors, (atoms of the centre's species, sel_a + sel_r, 3), Å, of no meaning in empty slots; and
+            whether a slot is taken, (atoms, sel_a + sel_r).
+        """
+        n_slots = self.config.sel_a[neighbour] + self.config.sel_r[neighbour]
+        rows, here = block.segments, r_ij[block.edges]
+        edge = rows.edge.view(rows.n_rows, rows.width)
+        edge = nn.functional.pad(edge, (0, max(0, n_slots - rows.width)), value=len(here))
+        distance = torch.cat([torch.linalg.vector_norm(here.detach(), dim=-1), here.new_full((1,), torch.inf)])
+        distance = distance.masked_fill(distance >= self.rcut, torch.inf)[edge]
+        distance, order = distance.sort(dim=1, stable=True)
+        edge = edge.gather(1, order[:, :n_slots])
+        vectors = torch.cat([here, here.new_ones(1, 3)]).index_select(0, edge.flatten())
+        return vectors.view(rows.n_rows, n_slots, 3), distance[:, :n_slots].isfinite()
+
+    def _frame(self, graph: Graph, nearest: list[tuple[Tensor, Tensor]], centre: int) -> Tensor:
+        """Unit vectors e_x, e_y, e_z as rows, (atoms of the centre's species, 3, 3)."""
+        axes = []
+        for kind, neighbour, index in self.config.axes[centre]:
+            vectors, is_real = nearest[neighbour]
+            slot = index + kind * self.config.sel_a[neighbour]
+            if not is_real[:, slot].all():
+                row = int(is_real.sum(dim=1).argmin())
+                raise StructureError(
+                    f"atom {int(graph.atoms[centre][row])} of type {centre} has {int(is_real[row].sum())} neighbours "
+                    f"of type {neighbour} within {self.rcut} Å, but its axis_rule ({kind}, {neighbour}, {index}) needs "
+                    f"{slot + 1}: it has no local frame; isolated atoms and small fragments need se_e2_a"
+                )
+            axes.append(vectors[:, slot])
+        e_x, second = (nn.functional.normalize(a, dim=-1) for a in axes)
+        normal = torch.linalg.cross(e_x, second)
+        sine = torch.linalg.vector_norm(normal, dim=-1, keepdim=True)
+        if (sine < COLINEAR).any():
+            atom = int(graph.atoms[centre][int(sine.argmin())])
+            raise StructureError(
+                f"atom {atom} of type {centre} lies on one line with the two neighbours of its axis_rule "
+                f"{self.config.axes[centre]}: they span no local frame; use se_e2_a for linear arrangements"
+            )
+        e_z = normal / sine
+        return torch.stack([e_x, torch.linalg.cross(e_z, e_x), e_z], dim=1)

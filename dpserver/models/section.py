@@ -1,0 +1,197 @@
+"""A section of an input file: strict about its keys, with errors in the user's words.
+
+A key that is unknown, or that asks for something dpserver does not do, is a `ConfigError` that names the full dotted
+key; nothing is silently ignored except what DeePMD-kit itself ignores (keys that begin with an underscore) and what
+has no effect here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Final, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from dpserver.errors import ConfigError
+
+Int = Annotated[int, Strict()]
+Float = Annotated[float, Strict()]
+Bool = Annotated[bool, Strict()]
+Str = Annotated[str, Strict(), Field(min_length=1)]
+Count = Annotated[int, Strict(), Field(ge=0)]
+Positive = Annotated[int, Strict(), Field(gt=0)]
+PositiveFloat = Annotated[float, Strict(), Field(gt=0)]
+NonNegativeFloat = Annotated[float, Strict(), Field(ge=0)]
+Table = Mapping[str, Any]
+
+UNSUPPORTED: Final = object()
+"""In a `fixed` table: no value of this key is supported."""
+
+
+def complain(key: str, problem: str) -> PydanticCustomError:
+    """An error about one key of the section whose validator raises it."""
+    return PydanticCustomError("dpserver", "{problem}", {"key": key, "problem": problem})
+
+
+class Section(BaseModel):
+    """A section of the input: frozen, strict about keys and types.
+
+    Attributes:
+        aliases: other accepted names of fields.
+        fixed: keys of DeePMD-kit that have one value dpserver can honour, and that value (or `UNSUPPORTED`).
+        inert: keys of DeePMD-kit that are accepted and change nothing here.
+        hints: keys that belong elsewhere, and where.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    aliases: ClassVar[Table] = {}
+    fixed: ClassVar[Table] = {}
+    inert: ClassVar[frozenset[str]] = frozenset()
+    hints: ClassVar[Table] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _translate(cls, data: Any) -> Any:
+        """Drop comments and keys without effect, and put a field's own name in place of an alias."""
+        if not isinstance(data, Mapping):
+            return data
+        kept: dict[str, Any] = {}
+        for key, value in data.items():
+            name = cls.aliases.get(key, key)
+            if str(key).startswith("_") or key in cls.inert:
+                continue
+            if key in cls.hints:
+                raise complain(key, cls.hints[key])
+            if key in cls.fixed:
+                _check_fixed(key, value, cls.fixed[key])
+            elif name in kept:
+                raise complain(key, f"says the same as {name}, which is given too; keep one of them")
+            else:
+                kept[name] = value
+        return kept
+
+    @classmethod
+    def known_keys(cls) -> list[str]:
+        """Every key that may be written in this section, aliases included."""
+        return [
+            *cls.model_fields,
+            *cls.aliases,
+            *(k for k, v in cls.fixed.items() if v is not UNSUPPORTED),
+            *sorted(cls.inert),
+        ]
+
+
+def _check_fixed(key: str, value: Any, only: Any) -> None:
+    if only is UNSUPPORTED:
+        raise complain(key, "dpserver does not support this key of DeePMD-kit; leave it out")
+    if value != only or isinstance(value, bool) != isinstance(only, bool):
+        raise complain(key, f"{_shown(value)} is not supported by dpserver; supported: {_shown(only)} (the default)")
+
+
+S = TypeVar("S", bound=Section)
+
+
+def parse(section: type[S], data: object, path: str = "") -> S:
+    """Validate one section.
+
+    Args:
+        section: its class.
+        data: plain values, as JSON gives them.
+        path: dotted name of the section in the file; empty for the whole file.
+
+    Raises:
+        ConfigError: naming every dotted key that is unknown, unsupported, missing or of the wrong kind.
+    """
+    try:
+        return section.model_validate(data)
+    except ValidationError as error:
+        problems = [_describe(section, path, dict(e)) for e in error.errors(include_url=False)]
+        raise ConfigError("; ".join(dict.fromkeys(problems))) from None
+
+
+def _describe(root: type[Section], path: str, error: dict[str, Any]) -> str:
+    """One pydantic error as `dotted.key: what is wrong`."""
+    names, owner = _locate(root, error["loc"])
+    kind, got = error["type"], error["input"]
+    context = error.get("ctx", {})
+    if kind == "dpserver":
+        return f"{_dotted(path, [*names, context['key']])}: {context['problem']}"
+    key = _dotted(path, names)
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key; {_nearest(root, owner, path, names)}"
+    if kind == "missing":
+        return f"{key}: this key is required"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return f"{key}.type: supported are {context.get('expected_tags', 'se_e2_a, loc_frame')}; {_shown_type(got)}"
+    message = str(context.get("error", error["msg"]))
+    return f"{key}: {message[:1].lower()}{message[1:]}, got {_shown(got)}"
+
+
+def _shown_type(got: Any) -> str:
+    if isinstance(got, Mapping) and "type" in got:
+        return f"got {_shown(got['type'])}"
+    return "none is given"
+
+
+def _locate(root: type[Section], loc: tuple[int | str, ...]) -> tuple[list[int | str], type[Section]]:
+    """The keys of an error's place without the tags pydantic puts between them, and the section it lies in."""
+    owner, candidates = root, [root]
+    names: list[int | str] = []
+    for part in loc:
+        if len(candidates) > 1:
+            candidates = [c for c in candidates if part in typing.get_args(c.model_fields["type"].annotation)]
+            continue
+        names.append(part)
+        if candidates:
+            owner = candidates[0]
+            candidates = [c for key, field in _fields(owner) if key == part for c in _sections(field)]
+    return names, owner
+
+
+def _fields(section: type[Section]) -> Iterator[tuple[str, Any]]:
+    return ((name, field.annotation) for name, field in section.model_fields.items())
+
+
+def _sections(annotation: Any) -> list[type[Section]]:
+    """The section classes an annotation allows."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, Annotated):
+        return [section for arg in typing.get_args(annotation) for section in _sections(arg)]
+    return []
+
+
+def _dotted(path: str, names: list[int | str]) -> str:
+    text = path
+    for name in names:
+        text += f"[{name}]" if isinstance(name, int) else f".{name}" if text else name
+    return text
+
+
+def _nearest(root: type[Section], owner: type[Section], path: str, names: list[int | str]) -> str:
+    """Advice for an unknown key: the most similar one of its section, the same one elsewhere, or all of them."""
+    key, section = str(names[-1]), names[:-1]
+    if similar := difflib.get_close_matches(key, owner.known_keys(), n=1):
+        return f"did you mean {_dotted(path, [*section, similar[0]])}?"
+    if elsewhere := [place for place in _all_keys(root, path) if place.rpartition(".")[2] == key]:
+        return f"did you mean {' or '.join(elsewhere)}?"
+    return f"known here are {', '.join(owner.known_keys())}"
+
+
+def _all_keys(section: type[Section], path: str) -> Iterator[str]:
+    for key in section.known_keys():
+        yield _dotted(path, [key])
+    for key, annotation in _fields(section):
+        for child in _sections(annotation):
+            yield from _all_keys(child, _dotted(path, [key]))
+
+
+def _shown(value: Any) -> str:
+    """A value as it stands in the file."""
+    return json.dumps(value, ensure_ascii=False, default=repr)

@@ -1,0 +1,1 @@
+"""Training: input file, data, statistics, loss, loop, learning curve and report."""

@@ -1,0 +1,120 @@
+"""Reaching a peer that may not listen yet: one attempt that never blocks, and the pauses between attempts."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dpserver.transport.connection import Connection
+from dpserver.transport.endpoint import Address
+
+ATTEMPT_SECONDS = 5.0
+"""How long an address may stay silent; a refusal comes at once."""
+
+
+class Attempt:
+    """One round over the addresses of an endpoint.
+
+    Args:
+        addresses: of the endpoint, not empty.
+    """
+
+    def __init__(self, addresses: Sequence[Address]) -> None:
+        self._addresses = list(addresses)
+        self.socket: socket.socket | None = None
+        self.error = ""
+
+    def advance(self) -> Connection | None:
+        """Go on: start the next address where there is no socket, else ask how the present, now writable one fares.
+
+        Returns:
+            The connection, which then belongs to the caller, or None.
+        """
+        while True:
+            if self.socket is None:
+                if not self._addresses:
+                    return None
+                code = self._start(self._addresses.pop(0))
+            else:
+                code = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code == errno.EINPROGRESS:
+                return None
+            if code == 0 and self.socket is not None:
+                if not _is_own_echo(self.socket):
+                    sock, self.socket = self.socket, None
+                    return Connection(sock)
+                code = errno.ECONNREFUSED
+            self.error = os.strerror(code)
+            self.skip()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether no address is left and none is being tried."""
+        return self.socket is None and not self._addresses
+
+    def skip(self) -> None:
+        """Give the present address up."""
+        if self.socket is not None:
+            self.socket.close()
+            self.socket = None
+
+    def cancel(self) -> None:
+        """Give all of them up."""
+        self._addresses.clear()
+        self.skip()
+
+    def _start(self, address: Address) -> int:
+        """Begin to connect; the answer is an error code, 0 where it is done already."""
+        try:
+            self.socket = socket.socket(address.family, socket.SOCK_STREAM)
+            self.socket.setblocking(False)
+            return self.socket.connect_ex(address.target)
+        except OSError as error:
+            return error.errno or errno.EIO
+
+
+def _is_own_echo(sock: socket.socket) -> bool:
+    """Whether TCP has connected a socket to itself: its own port may be the one it dials, where nobody listens."""
+    try:
+        return sock.family != socket.AF_UNIX and sock.getsockname() == sock.getpeername()
+    except OSError:  # gone again
+        return True
+
+
+@dataclass
+class Backoff:
+    """Pauses between attempts: short while nobody listens, long for a peer that brings nothing but trouble.
+
+    A peer that starts again on the same port is found within `longest_wait`. One that connects and then breaks the
+    protocol or sends what cannot be computed doubles its own pause each time, up to `longest_penalty`.
+
+    Attributes:
+        shortest_wait, longest_wait: bounds of the pause while nobody listens, s.
+        longest_penalty: bound of the pause after failed connections in a row, s.
+    """
+
+    shortest_wait: float = 0.02
+    longest_wait: float = 0.15
+    longest_penalty: float = 10.0
+    _attempts: int = 0
+    _failures: int = 0
+
+    def after_refusal(self) -> float:
+        """Pause after an attempt that reached nobody, s."""
+        wait = self.shortest_wait * 1.6 ** min(self._attempts, 20)
+        self._attempts += 1
+        return min(wait, self.longest_wait)
+
+    def after_success(self) -> float:
+        """Pause after a connection that was of use and ended well, s."""
+        self._attempts = self._failures = 0
+        return self.shortest_wait
+
+    def after_failure(self) -> float:
+        """Pause after a connection that was refused, or of no use to anybody, s."""
+        self._attempts = 0
+        self._failures += 1
+        return min(self.longest_wait * 2.0 ** min(self._failures - 1, 20), self.longest_penalty)
