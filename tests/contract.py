@@ -1,8 +1,8 @@
 """What every potential must do, whatever its descriptor: a test class inherits `PotentialContract` and gives a model.
 
-    class TestMine(PotentialContract):
-        def potential(self): return ready(Potential(config), self.frames())
-        def frames(self): ...
+class TestMine(PotentialContract):
+    def potential(self): return ready(Potential(config), self.frames())
+    def frames(self): ...
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class PotentialContract:
             for sign in (1, -1):
                 with torch.no_grad():
                     weight += sign * STEP * direction
-                values.append(float(loss()))
+                values.append(float(loss().detach()))
                 with torch.no_grad():
                     weight -= sign * STEP * direction
             numeric = (values[0] - values[1]) / (2 * STEP)
@@ -221,6 +221,7 @@ class PotentialContract:
 
     def test_frame_without_a_species(self) -> None:
         potential, whole = self.potential(), self.frames()[0]
+        strongest = 0.0
         for species in range(len(potential.species)):
             frame = structures.only(whole, species)
             if not self.answers_isolated:
@@ -229,8 +230,9 @@ class PotentialContract:
                 continue
             alone = potential.evaluate(frame)
             batch = potential.evaluate(Frames.concatenate([whole, frame]))[1]
-            assert np.abs(alone.forces).max() > 1e-3
             assert_close(batch, alone.energy, alone.forces, alone.virial)
+            strongest = max(strongest, np.abs(alone.forces).max())
+        assert strongest > 1e-3 or not self.answers_isolated
 
     @pytest.mark.parametrize("frame", [structures.cubic(), structures.cluster()], ids=["cubic", "cluster"])
     def test_overlapping_atoms_are_refused(self, frame: Frames) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -79,9 +80,7 @@ def atom(species: int = 0) -> Frames:
 def only(frames: Frames, species: int) -> Frames:
     """What is left of one frame when all other species are taken away."""
     keep = frames.types == species
-    return replace(
-        frames, positions=frames.positions[keep], types=frames.types[keep], frame_idx=frames.frame_idx[keep]
-    )
+    return replace(frames, positions=frames.positions[keep], types=frames.types[keep], frame_idx=frames.frame_idx[keep])
 
 
 def strained(frames: Frames, strain: Floats) -> Frames:
@@ -103,7 +102,7 @@ def wrapped(frames: Frames, rng: np.random.Generator, far: int = 4) -> Frames:
 def permuted(frames: Frames, rng: np.random.Generator) -> tuple[Frames, np.ndarray]:
     """The atoms of each frame shuffled, and the place in the old batch of each new atom."""
     offsets = frames.offsets
-    order = np.concatenate([lo + rng.permutation(hi - lo) for lo, hi in zip(offsets[:-1], offsets[1:], strict=True)])
+    order = np.concatenate([lo + rng.permutation(hi - lo) for lo, hi in pairwise(offsets)])
     return replace(frames, positions=frames.positions[order], types=frames.types[order]), order
 
 

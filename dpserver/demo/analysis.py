@@ -100,8 +100,8 @@ def analyse(output: Path, target_temperature: float) -> Results:
     paths = sorted(output.glob("simulation.pos_*.xyz"))
     if not len(table["step"]) or not paths:
         raise DataError(f"{output} holds no complete step; let the demo run a little longer")
-    frames_written = sum(1 for line in paths[0].open(encoding="utf-8") if line.startswith("#"))
-    beads = [read_trajectory(path, every=-(-frames_written // _FRAMES)) for path in paths]
+    frames_written = paths[0].read_text(encoding="utf-8").count("CELL")
+    beads = [read_trajectory(path, every=1 + frames_written // _FRAMES) for path in paths]
     counts = dict(Counter(beads[0].symbols))
     n_atoms = sum(counts.values())
     time = table["time"]
@@ -140,7 +140,7 @@ def distribution(positions: Floats, cells: Floats, symbols: tuple[str, ...]) -> 
     Returns:
         The curves; pairs follow the order in which species appear among the atoms, except that O comes before H.
     """
-    edges = BIN * np.arange(int(rdf.largest_radius(cells) / BIN) + 1)
+    edges = _edges(int(rdf.largest_radius(cells) / BIN))
     species = sorted(set(symbols), key=lambda s: (s == "H", symbols.index(s)))
     atoms = {s: np.flatnonzero(np.array(symbols) == s) for s in species}
     return Distribution(
@@ -193,7 +193,11 @@ def read_distribution(path: Path) -> Distribution:
     if names[:1] != ["r"] or any(not name.startswith("g_") for name in names[1:]):
         raise DataError(f"{path} must begin with a line of names r,g_AB,…; got {lines[0] if lines else 'nothing'!r}")
     table = np.array([line.split(",") for line in lines[1:]], dtype=np.float64)
-    edges = BIN * np.arange(len(table) + 1)
+    edges = _edges(len(table))
     if not np.allclose(table[:, 0], 0.5 * (edges[1:] + edges[:-1])):
         raise DataError(f"{path}: expected r in steps of {BIN} Å from {BIN / 2}, got {table[:3, 0]} …")
-    return Distribution(edges, {name.removeprefix("g_"): column for name, column in zip(names[1:], table.T[1:], strict=True)})
+    return Distribution(edges, {name.removeprefix("g_"): g for name, g in zip(names[1:], table.T[1:], strict=True)})
+
+
+def _edges(n_bins: int) -> Floats:
+    return BIN * np.arange(n_bins + 1, dtype=np.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import matplotlib as mpl
 import numpy as np
@@ -20,7 +20,7 @@ _SERIES: Final = {"all": "0.25", "H": "#d55e00", "O": "#009e73"}
 _BONDS: Final = 2.0  # Å; peaks closer than this are bonds, higher than any panel
 _SPARE: Final = "#cc79a7"  # for species that are not water's
 
-_STYLE: Final = {
+_STYLE: Final[dict[Any, Any]] = {
     "font.size": 8.5,
     "axes.labelsize": 9,
     "axes.linewidth": 0.7,
@@ -50,7 +50,7 @@ def draw(results: Results, reference: Distribution | None, path: Path, title: st
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(7.4, 4.9), dpi=200, layout="constrained")
         figure.suptitle(title, x=0.012, ha="left", fontsize=9.5)
-        upper, lower = figure.subfigures(2, 1, hspace=0.03)
+        upper, lower = figure.subfigures(2, 1, squeeze=False, hspace=0.03)[:, 0]
         panels = upper.subplots(1, len(pairs), squeeze=False)[0]
         for axes, pair in zip(panels, pairs, strict=True):
             _draw_distribution(axes, results, reference, pair)

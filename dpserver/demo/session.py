@@ -104,16 +104,19 @@ def run(settings: Settings, report: Report, engine: EngineCommand = engine_comma
         StructureError: the structure cannot be read.
         DPServerError: one side left before the run was complete; the message ends with its last words.
     """
+    command = [_find_ipi(), INPUT]
     address = f"dpserver_demo_{os.getpid()}"
     prepare(settings, address)
     out = settings.output
     try:
         with (
             _child(engine(settings, address), out / LOGS[0]) as daemon,
-            _child([_find_ipi(), INPUT], out / LOGS[1], cwd=out, OMP_NUM_THREADS="1") as ipi,
+            _child(command, out / LOGS[1], cwd=out, OMP_NUM_THREADS="1") as ipi,
         ):
             last = _follow(settings, report, daemon, ipi)
-            _stop(ipi)
+            if last.done < (settings.steps or _LONGEST):
+                ipi.terminate()
+            _wait(ipi)
             _wait(daemon)
     finally:
         Path(_SOCKET_PREFIX + address).unlink(missing_ok=True)
@@ -221,7 +224,8 @@ def _follow(
 
 def _last_words(log: Path, child: subprocess.Popen[bytes], done: int) -> str:
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return f"{log.stem} left with status {child.returncode} after {done} steps; the end of {log}: {' | '.join(lines[-3:])}"
+    end = " | ".join(lines[-3:])
+    return f"{log.stem} left with status {child.returncode} after {done} steps; the end of {log}: {end}"
 
 
 def _find_ipi() -> str:

@@ -8,7 +8,7 @@ derivative needs an atomic or an `index_add`, and results are bitwise reproducib
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -61,19 +61,25 @@ def sum_outer(segments: Segments, a: Tensor, b: Tensor) -> Tensor:
     Returns:
         (n_rows, p, q).
     """
-    spread_a, spread_b = _Spread.apply(a, segments), _Spread.apply(b, segments)
-    return torch.bmm(spread_a.transpose(1, 2), spread_b)
+    return torch.bmm(_spread(a, segments).transpose(1, 2), _spread(b, segments))
 
 
 def sum_rows(segments: Segments, a: Tensor) -> Tensor:
     """Sum an edge quantity (n_edges, p) over each row: (n_rows, p)."""
-    spread: Tensor = _Spread.apply(a, segments)
-    return spread.sum(dim=1)
+    return _spread(a, segments).sum(dim=1)
+
+
+def _spread(a: Tensor, segments: Segments) -> Tensor:
+    """(n_edges, p) to (n_rows, width, p), zeros in empty slots."""
+    return cast(Tensor, _Spread.apply(a, segments))  # type: ignore[no-untyped-call]
+
+
+def _gather(a: Tensor, segments: Segments) -> Tensor:
+    """(n_rows, width, p) to (n_edges, p)."""
+    return cast(Tensor, _Gather.apply(a, segments))  # type: ignore[no-untyped-call]
 
 
 class _Spread(torch.autograd.Function):
-    """(n_edges, p) to (n_rows, width, p), zeros in empty slots."""
-
     @staticmethod
     def forward(ctx: Any, a: Tensor, segments: Segments) -> Tensor:
         ctx.segments = segments
@@ -82,12 +88,10 @@ class _Spread(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _Gather.apply(grad, ctx.segments), None
+        return _gather(grad, ctx.segments), None
 
 
 class _Gather(torch.autograd.Function):
-    """(n_rows, width, p) to (n_edges, p)."""
-
     @staticmethod
     def forward(ctx: Any, a: Tensor, segments: Segments) -> Tensor:
         ctx.segments = segments
@@ -95,4 +99,4 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _Spread.apply(grad, ctx.segments), None
+        return _spread(grad, ctx.segments), None

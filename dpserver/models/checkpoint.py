@@ -78,7 +78,7 @@ def read(path: str | Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         if zipfile.is_zipfile(path) or "Unsupported" in str(error) or "Weights only load failed" in str(error):
             raise ModelFileError(
-                f"{path} is not a dpserver model: it holds more than tensors and plain values, which is refused because "
+                f"{path} is not a dpserver model: it holds more than tensors and plain values, and is refused because "
                 "loading it could run code; expected a file written by `dpserver train`"
             ) from None
         raise ModelFileError(f"{path} is not a dpserver model file or is damaged") from None

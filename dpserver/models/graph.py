@@ -86,3 +86,10 @@ class Graph:
         """r_ij = x_j - x_i + S @ cell, (n_edges, 3), float64, Å."""
         x = self.positions
         return x.index_select(0, self.neighbour) - x.index_select(0, self.centre) + self.shift
+
+    def name_atom(self, species: int, row: int) -> str:
+        """Name an atom in an error message: its index in its own frame, and the frame where there are several."""
+        atom = int(self.atoms[species][row])
+        frame = int(self.frames.frame_idx[atom])
+        name = f"atom {atom - int(self.frames.offsets[frame])}"
+        return name if self.frames.n_frames == 1 else f"{name} of frame {frame}"

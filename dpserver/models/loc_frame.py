@@ -76,22 +76,22 @@ class LocFrame(nn.Module):
 
     @torch.no_grad()
     def fit_normalisation(self, graphs: Iterable[Graph], protect: float) -> None:
-        """Set davg and dstd to the moments of D, feature by feature.
+        """Set davg and dstd to the moments of each feature of D over the atoms of each species.
 
         Args:
             graphs: representative batches.
-            protect: smallest deviation.
+            protect: smallest deviation, 1/Å.
         """
         sums, squares = torch.zeros_like(self.davg), torch.zeros_like(self.davg)
-        atoms = self.davg.new_zeros(self.n_species, 1)
+        n_atoms = self.davg.new_zeros(self.n_species, 1)
         for graph in graphs:
-            for centre, d in enumerate(self.environment(graph, graph.vectors())):
-                sums[centre] += d.sum(dim=0)
-                squares[centre] += (d**2).sum(dim=0)
-                atoms[centre] += len(d)
-        mean = sums / atoms.clamp(min=1)
+            for centre, raw in enumerate(self.environment(graph, graph.vectors())):
+                sums[centre] += raw.sum(dim=0)
+                squares[centre] += (raw**2).sum(dim=0)
+                n_atoms[centre] += len(raw)
+        mean, square = sums / n_atoms.clamp(min=1), squares / n_atoms.clamp(min=1)
         self.davg.copy_(mean)
-        self.dstd.copy_((squares / atoms.clamp(min=1) - mean**2).clamp(min=0).sqrt().clamp(min=protect))
+        self.dstd.copy_((square - mean**2).clamp(min=0).sqrt().clamp(min=protect))
 
     def _describe(self, graph: Graph, r_ij: Tensor, centre: int) -> Tensor:
         """D of the atoms of one species, before standardisation."""
@@ -132,8 +132,8 @@ class LocFrame(nn.Module):
             if not is_real[:, slot].all():
                 row = int(is_real.sum(dim=1).argmin())
                 raise StructureError(
-                    f"atom {int(graph.atoms[centre][row])} of type {centre} has {int(is_real[row].sum())} neighbours "
-                    f"of type {neighbour} within {self.rcut} Å, but its axis_rule ({kind}, {neighbour}, {index}) needs "
+                    f"{graph.name_atom(centre, row)} of type {centre} has {int(is_real[row].sum())} neighbours of "
+                    f"type {neighbour} within {self.rcut} Å, but its axis_rule ({kind}, {neighbour}, {index}) needs "
                     f"{slot + 1}: it has no local frame; isolated atoms and small fragments need se_e2_a"
                 )
             axes.append(vectors[:, slot])
@@ -141,9 +141,8 @@ class LocFrame(nn.Module):
         normal = torch.linalg.cross(e_x, second)
         sine = torch.linalg.vector_norm(normal, dim=-1, keepdim=True)
         if (sine < COLINEAR).any():
-            atom = int(graph.atoms[centre][int(sine.argmin())])
             raise StructureError(
-                f"atom {atom} of type {centre} lies on one line with the two neighbours of its axis_rule "
+                f"{graph.name_atom(centre, int(sine.argmin()))} of type {centre} lies on one line with the two neighbours of its axis_rule "
                 f"{self.config.axes[centre]}: they span no local frame; use se_e2_a for linear arrangements"
             )
         e_z = normal / sine

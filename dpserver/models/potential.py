@@ -1,7 +1,7 @@
 """The Deep Potential (Zhang, Han, Wang, Car and E, PRL 120, 143001, 2018): a sum of atomic energies.
 
-    E = Σ_i [N_c(i)(D_i) + b_c(i)]      D_i the descriptor of atom i, N_c the fitting net of its species, b_c its bias
-    F_k = -dE/dx_k,   Ξ = -dE/dε        through the derivatives by the edge vectors r_ij
+E = Σ_i [N_c(i)(D_i) + b_c(i)]      D_i the descriptor of atom i, N_c the fitting net of its species, b_c its bias
+F_k = -dE/dx_k,   Ξ = -dE/dε        through the derivatives by the edge vectors r_ij
 """
 
 from __future__ import annotations

@@ -108,7 +108,8 @@ class SeE2A(nn.Module):
 
     def _describe(self, graph: Graph, environment: Tensor, centre: int) -> Tensor:
         """D of the atoms of one species."""
-        moment = sum(self._moment(graph, environment, centre, k) for k in range(self.n_species)) / sum(self.sel)
+        moments = [self._moment(graph, environment, centre, k) for k in range(self.n_species)]
+        moment = torch.stack(moments).sum(dim=0) / sum(self.sel)
         d = moment.transpose(1, 2) @ moment[:, :, : self.config.axis_neuron]
         return d.flatten(1)
 
@@ -118,11 +119,11 @@ class SeE2A(nn.Module):
         n_empty = self._empty_slots(graph, block, centre, neighbour)
         is_excluded = (centre, neighbour) in self.excluded
         net = self.embedding[neighbour if self.config.type_one_side else neighbour * self.n_species + centre]
-        dtype = net[0].weight.dtype
+        dtype = next(net.parameters()).dtype
         if is_excluded and not self.config.type_one_side:
-            return torch.zeros(len(n_empty), 4, net[-1].weight.shape[1], dtype=dtype, device=n_empty.device)
+            return torch.zeros(len(n_empty), 4, self.config.neuron[-1], dtype=dtype, device=n_empty.device)
         empty = (-self.davg[centre] / self.dstd[centre]).to(dtype)[None]
-        moment = n_empty.to(dtype)[:, None, None] * (empty.T @ net(empty[:, :1]))
+        moment: Tensor = n_empty.to(dtype)[:, None, None] * (empty.T @ net(empty[:, :1]))
         if is_excluded:
             return moment
         rows = ((environment[block.edges] - self.davg[centre]) / self.dstd[centre]).to(dtype)
@@ -131,10 +132,10 @@ class SeE2A(nn.Module):
     def _empty_slots(self, graph: Graph, block: Block, centre: int, neighbour: int) -> Tensor:
         """Slots of `sel` left empty around each centre, (atoms of the centre's species,)."""
         if block.segments.width > self.sel[neighbour]:
-            atom = int(graph.atoms[centre][int(block.segments.counts.argmax())])
+            atom = graph.name_atom(centre, int(block.segments.counts.argmax()))
             raise StructureError(
-                f"atom {atom} has {block.segments.width} neighbours of type {neighbour} within {self.rcut} Å, but the "
-                f"model was made for at most {self.sel[neighbour]} (sel); check the density, or train with a larger sel"
+                f"{atom} has {block.segments.width} neighbours of type {neighbour} within {self.rcut} Å, but the model "
+                f"was made for at most {self.sel[neighbour]} (sel); check the density, or train with a larger sel"
             )
         return self.sel[neighbour] - block.segments.counts
 
@@ -142,5 +143,5 @@ class SeE2A(nn.Module):
 def _resolved(sel: tuple[int, ...] | str) -> tuple[int, ...]:
     """The numbers of `sel`, which training has to put in place of `auto`."""
     if isinstance(sel, str):
-        raise ConfigError(f"descriptor.sel is {sel!r}; a model needs numbers, which `dpserver train` takes from the data")
+        raise ConfigError(f"descriptor.sel is {sel!r}; a model needs numbers, as `dpserver train` takes from the data")
     return sel

@@ -152,6 +152,8 @@ def plot(path_lcurve: str | Path, path_picture: str | Path) -> None:
         raise DataError(f"the learning curve {path_lcurve} has no line yet")
     shown = [panel for panel in _PANELS if np.isfinite(curve.get(f"rmse_{panel[0]}_trn", np.array([np.nan]))).any()]
     with panels(path_picture, [2.6, 1.0], [3.6] * max(len(shown), 1)) as grid:
+        from matplotlib.ticker import EngFormatter
+
         for column, (term, title, label) in enumerate(shown):
             top, bottom = grid[0][column], grid[1][column]
             _draw_errors(top, curve, term)
@@ -160,6 +162,7 @@ def plot(path_lcurve: str | Path, path_picture: str | Path) -> None:
             top.tick_params(labelbottom=False)
             bottom.step(curve["step"], curve["lr"], color=GREY, lw=1.2, where="post")
             bottom.set(yscale="log", xlabel="step", xlim=top.get_xlim())
+            bottom.xaxis.set_major_formatter(EngFormatter(sep=""))
         grid[1][0].set_ylabel("learning rate")
         grid[0][0].legend(loc="upper right")
 
@@ -178,11 +181,11 @@ def _draw_errors(axes: Axes, curve: Mapping[str, Floats], term: str) -> None:
 
 
 def running_median(values: Floats, width: int | None = None) -> Floats:
-    """Median over a window around each value, which is cut at the ends.
+    """Median over a window around each value, which shrinks towards the start and is cut at the end.
 
     Args:
         values: (n,).
         width: of the window, odd; by default about a twentieth of n.
     """
     half = (max(1, len(values) // 20) if width is None else width) // 2
-    return np.array([np.median(values[max(0, k - half) : k + half + 1]) for k in range(len(values))])
+    return np.array([np.median(values[k - min(half, k) : k + min(half, k) + 1]) for k in range(len(values))])

@@ -14,7 +14,6 @@ import torch
 from dpserver import __version__
 from dpserver.errors import ConfigError, DataError, ModelFileError
 from dpserver.models import checkpoint
-from dpserver.models.potential import Potential
 from dpserver.train.config import TrainInput
 from dpserver.train.data import Batch, BatchSampler, fingerprint, read_systems
 from dpserver.train.loss import Errors, Loss
@@ -28,7 +27,8 @@ class StepReport:
     Attributes:
         step: steps taken so far, this one included.
         lr: the learning rate it was taken with.
-        train: errors on its batch by name (`e` eV/atom, `f` eV/Å, `v` eV/atom); only where the curve has a line.
+        train: errors on its batch by name (`total`, `e` eV/atom, `f` eV/Å, `v` eV/atom); only where the curve has a
+            line.
         validation: errors on batches of the validation set, likewise.
     """
 
@@ -160,7 +160,8 @@ class Trainer:
 
     def save_model(self, path: Path) -> None:
         """Write the model file, with its errors on the whole validation set."""
-        checkpoint.save(path, self.potential, {**self.card(), "validation": self.validate(whole=True)})
+        validation = {name: value for name, value in self.validate(whole=True).items() if name != "total"}
+        checkpoint.save(path, self.potential, {**self.card(), "validation": validation})
 
     def card(self) -> dict[str, Any]:
         """Where the model comes from, as plain values."""
@@ -185,14 +186,14 @@ class Trainer:
         batch = next(self.sampler)
         system = self.systems[batch.system]
         graph, labels = system.batch(batch.frames, self.potential.device)
-        loss, errors = self.loss(self.potential(graph, is_training=True), labels, lr)
-        if not torch.isfinite(loss):
+        errors = self.loss(self.potential(graph, is_training=True), labels, lr)
+        if not torch.isfinite(errors.total):
             raise DataError(
                 f"the loss is not finite at step {self.step} ({system.data.name}, frames {batch.frames.tolist()}): "
                 "check these frames, or lower learning_rate.start_lr and restart from the last checkpoint"
             )
         self.optimizer.zero_grad()
-        loss.backward()
+        errors.total.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.step += 1
         return errors
@@ -202,7 +203,7 @@ class Trainer:
         found = []
         for batch in batches:
             graph, labels = self.valid_systems[batch.system].batch(batch.frames, self.potential.device)
-            found.append(self.loss(self.potential(graph), labels, 0.0)[1].rmse())
+            found.append(self.loss(self.potential(graph), labels, self.lr(max(self.step - 1, 0))).rmse())
         names = set.intersection(*(set(f) for f in found))
         return {name: float(np.mean([f[name] ** 2 for f in found]) ** 0.5) for name in sorted(names)}
 
@@ -213,7 +214,7 @@ class Trainer:
     def _resume(self, values: Mapping[str, Any], name: str) -> None:
         """Take over the state of a checkpoint."""
         if "resume" not in values:
-            raise ModelFileError(f"{name} is a finished model, not a checkpoint; restart needs a file like model.ckpt-N.pt")
+            raise ModelFileError(f"{name} is a finished model; restart needs a checkpoint, a file like model.ckpt-N.pt")
         asked, found = (dict(c.model_dump(mode="json")) for c in (self.config.model, self.potential.config))
         if str(asked["descriptor"].get("sel")).startswith("auto"):
             asked["descriptor"] = {**asked["descriptor"], "sel": found["descriptor"]["sel"]}

@@ -38,21 +38,23 @@ class Labels:
 
 @dataclass(frozen=True, eq=False)
 class Errors:
-    """Mean squared errors of a batch, 0-dimensional; None without labels.
+    """The loss of a batch and the mean squared errors it is made of, 0-dimensional; None without labels.
 
     Attributes:
+        total: the loss.
         energy: of the energy per atom, (eV/atom)².
         force: of the force components, (eV/Å)².
         virial: of the virial components per atom, (eV/atom)².
     """
 
+    total: Tensor
     energy: Tensor
     force: Tensor | None
     virial: Tensor | None
 
     def rmse(self) -> dict[str, float]:
-        """Root mean squared errors by name: `e`, `f` and `v`."""
-        named = {"e": self.energy, "f": self.force, "v": self.virial}
+        """Square roots by name: `total`, `e`, `f` and `v`."""
+        named = {"total": self.total, "e": self.energy, "f": self.force, "v": self.virial}
         return {name: float(value.detach()) ** 0.5 for name, value in named.items() if value is not None}
 
 
@@ -74,8 +76,8 @@ class Loss:
         limit: float = getattr(self.config, f"limit_pref_{name}")
         return limit + (start - limit) * lr / self.start_lr
 
-    def __call__(self, prediction: Prediction, labels: Labels, lr: float) -> tuple[Tensor, Errors]:
-        """Return the loss, 0-dimensional, and the errors it is made of."""
+    def __call__(self, prediction: Prediction, labels: Labels, lr: float) -> Errors:
+        """Weigh the errors of a prediction at a learning rate."""
         counts = labels.counts
         size = torch.ones_like(counts) if self.config.intensive_ener_virial else counts
         loss = prediction.energy.new_zeros(())
@@ -92,7 +94,7 @@ class Loss:
             virial = per_frame.mean()
             if self.config.has_virial:
                 loss = loss + self.prefactor("v", lr) * (size * per_frame).mean()
-        return loss, Errors(energy.mean(), force, virial)
+        return Errors(loss, energy.mean(), force, virial)
 
 
 def _mean_over_frames(squared: Tensor, labels: Labels) -> Tensor:

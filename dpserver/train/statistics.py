@@ -58,5 +58,4 @@ def fit_energy_bias(energy: Floats, composition: Floats, rcond: float | None = N
     Returns:
         (n_species,), eV.
     """
-    bias: Floats = np.linalg.lstsq(composition, energy, rcond=rcond)[0]
-    return bias
+    return np.linalg.lstsq(composition, energy, rcond=rcond)[0].astype(np.float64)

@@ -1,0 +1,137 @@
+"""One connected peer: its bytes, its place in the protocol, the species of its atoms, and what it has been served."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from dpserver.engine import Assigner, Request
+from dpserver.errors import DPServerError, RemoteProtocolError
+from dpserver.ipi import Event, Forces, ForcesWanted, Initialised, Limits, PeerLeft, Session, State
+from dpserver.transport import Connection
+
+logger = logging.getLogger(__name__)
+
+KNOWN_PARAMETERS = frozenset({"template", "species", "batch_size"})
+
+
+class End(Enum):
+    """How a conversation came to its end."""
+
+    LEFT = "left"
+    LOST = "lost"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How and why."""
+
+    how: End
+    reason: str
+
+
+class Conversation:
+    """Drives the session of one connection.
+
+    Args:
+        connection: open; belongs to the conversation.
+        assigner: gives the atoms of this peer their species.
+        name: for the log.
+        submit: takes a request; its answer comes back to `deliver`.
+        clock: seconds, monotonic.
+        limits: bounds on what the peer may announce.
+
+    Attributes:
+        ending: set once there is nothing more to say.
+        n_evaluations: structures answered.
+        seconds: time from the arrival of their positions until their answers, summed over messages.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        assigner: Assigner,
+        name: str,
+        submit: Callable[[Conversation, Request], None],
+        clock: Callable[[], float],
+        limits: Limits,
+    ) -> None:
+        self.connection = connection
+        self.ending: Ending | None = None
+        self.n_evaluations = 0
+        self.seconds = 0.0
+        self._assigner = assigner
+        self._name = name
+        self._submit = submit
+        self._clock = clock
+        self._session = Session(limits)
+        self._asked_at = 0.0
+        self._n_asked = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether neither side owes the other anything."""
+        return self._session.state in {State.NEED_INIT, State.READY} and not self.connection.has_unsent
+
+    def on_writable(self) -> None:
+        """Go on sending."""
+        self.connection.flush()
+
+    def on_readable(self) -> None:
+        """Read all that has come, and answer what can be answered at once."""
+        self._guard(self._receive)
+
+    def deliver(self, answer: Forces | DPServerError) -> None:
+        """Bring the answer to the last request; one that comes too late is dropped."""
+        if self.ending is not None:
+            return
+        if isinstance(answer, DPServerError):
+            self.ending = Ending(End.REFUSED, str(answer))
+            return
+        self.n_evaluations += self._n_asked
+        self.seconds += self._clock() - self._asked_at
+        self._guard(lambda: self._answer(answer))
+
+    def _receive(self) -> None:
+        for chunk in self.connection.receive():
+            self._session.receive_data(chunk)
+            self._advance()
+            if self.ending is not None:
+                return
+
+    def _answer(self, answer: Forces) -> None:
+        self._session.send(answer)
+        self._advance()
+
+    def _advance(self) -> None:
+        """Take every event there is, then send what they have brought about."""
+        while self.ending is None and (event := self._session.next_event()) is not None:
+            self._handle(event)
+        self.connection.send(self._session.data_to_send())
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case Initialised(bead, parameters, batch_size):
+                self._assigner.parameters = parameters
+                logger.debug("%s: INIT for bead %d, batches of %d, %s", self._name, bead, batch_size, parameters)
+                if unknown := sorted(parameters.keys() - KNOWN_PARAMETERS):
+                    logger.warning("%s: INIT parameters %s mean nothing here", self._name, ", ".join(unknown))
+            case ForcesWanted(structures):
+                self._asked_at = self._clock()
+                self._n_asked = structures.n_frames
+                self._submit(self, Request(structures, self._assigner))
+            case PeerLeft(is_clean, reason):
+                self.ending = Ending(End.LEFT if is_clean else End.LOST, reason)
+
+    def _guard(self, step: Callable[[], None]) -> None:
+        """Let no error out: a peer that breaks the rules, or a bug of ours, ends this conversation and no other."""
+        try:
+            step()
+        except RemoteProtocolError as error:
+            self.ending = Ending(End.REFUSED, str(error))
+        except Exception as error:
+            logger.exception("%s: internal error", self._name)
+            self.ending = Ending(End.REFUSED, f"internal error: {error!r}")
