@@ -21,7 +21,7 @@ from dpserver.models.potential import Potential
 from tests import structures
 from tests.tolerances import DIFFERENCES, TOLERANCES, Tolerance
 
-STEP = 3e-5  # Å, and strain
+STEP = 1e-5  # Å, and strain
 EXACT = TOLERANCES[torch.float64]
 ROUNDED = TOLERANCES[torch.float32]
 

@@ -16,12 +16,12 @@ from dpserver.cli.test import test
 from dpserver.cli.train import train
 from dpserver.errors import DPServerError
 
-_HELP = """Serve a Deep Potential to every MD code that listens for forces over the i-PI socket.
+_HELP = """Serve a Deep Potential to MD codes that listen for forces over the i-PI socket.
 
-[bold]dpserver --model w.pt --port 31415[/bold]   dial 127.0.0.1:31415 and answer for ever
-[bold]dpserver --model w.pt --unix water[/bold]   the same over the unix socket /tmp/ipi_water
+[bold]dpserver --model w.pt --port 31415[/bold]   dial port 31415 and answer
+[bold]dpserver --model w.pt --unix water[/bold]   the same over /tmp/ipi_water
 
-This is short for [bold]dpserver serve[/bold]; its options are shown by [bold]dpserver serve --help[/bold].
+These are short for [bold]dpserver serve[/bold]; all options: [bold]dpserver serve --help[/bold].
 """
 
 app = typer.Typer(

@@ -93,6 +93,7 @@ class Link:
         self._attempt: Attempt | None = None
         self._closing: Connection | None = None
         self._has_told = False
+        self._last_error = ""
         self._is_last = services.is_once
 
     @property
@@ -188,8 +189,9 @@ class Link:
             self._attempt = None
             self._serve(connection)
         elif attempt.has_failed:
-            logger.debug("%s: %s", self._name, attempt.error)
-            self._attempt = None
+            if attempt.error != self._last_error:
+                logger.debug("%s: %s", self._name, attempt.error)
+            self._attempt, self._last_error = None, attempt.error
             self._wait(self._backoff.after_refusal())
         else:
             self.deadline = self._services.clock() + ATTEMPT_SECONDS

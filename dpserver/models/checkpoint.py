@@ -73,15 +73,15 @@ def read(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ModelFileError(f"model file {path} does not exist" if not path.exists() else f"{path} is not a file")
+    if not zipfile.is_zipfile(path):
+        raise ModelFileError(f"{path} is not a dpserver model file; expected one written by `dpserver train`")
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if zipfile.is_zipfile(path) or "Unsupported" in str(error) or "Weights only load failed" in str(error):
-            raise ModelFileError(
-                f"{path} is not a dpserver model: it holds more than tensors and plain values, and is refused because "
-                "loading it could run code; expected a file written by `dpserver train`"
-            ) from None
-        raise ModelFileError(f"{path} is not a dpserver model file or is damaged") from None
+    except pickle.UnpicklingError:
+        raise ModelFileError(
+            f"{path} is not a dpserver model file: it holds more than tensors and plain values, and is refused because "
+            "loading it could run code; expected a file written by `dpserver train`"
+        ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelFileError(f"{path} is not a dpserver model file or is damaged: {reason}") from None

@@ -141,8 +141,9 @@ class LocFrame(nn.Module):
         normal = torch.linalg.cross(e_x, second)
         sine = torch.linalg.vector_norm(normal, dim=-1, keepdim=True)
         if (sine < COLINEAR).any():
+            atom = graph.name_atom(centre, int(sine.argmin()))
             raise StructureError(
-                f"{graph.name_atom(centre, int(sine.argmin()))} of type {centre} lies on one line with the two neighbours of its axis_rule "
+                f"{atom} of type {centre} lies on one line with the two neighbours of its axis_rule "
                 f"{self.config.axes[centre]}: they span no local frame; use se_e2_a for linear arrangements"
             )
         e_z = normal / sine

@@ -2,8 +2,8 @@
 
     y = act(x W + b) * t, to which x is added where in and out sizes agree, (x, x) where out is twice in
 
-t is a trainable time step, present with `resnet_dt`. Initial values follow DeePMD-kit: W ~ N(0, 1/(n_in + n_out)),
-b ~ N(0, 1), t ~ N(0.1, 0.001²).
+t is a trainable time step, present with `resnet_dt` where there is such a skip connection. Initial values follow
+DeePMD-kit: W ~ N(0, 1/(n_in + n_out)), b ~ N(0, 1), t ~ N(0.1, 0.001²).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Layer(nn.Module):
         n_out: size of the output.
         activation_function: name of the activation.
         is_residual: add the input where the sizes allow it.
-        has_timestep: multiply by a trainable time step.
+        has_timestep: multiply by a trainable time step, if there is a skip connection.
         generator: source of the initial values.
     """
 
@@ -90,9 +90,9 @@ class Layer(nn.Module):
 
         self.weight = normal(n_in, n_out, std=1 / math.sqrt(n_in + n_out))
         self.bias = normal(n_out)
-        self.timestep = normal(n_out, mean=0.1, std=0.001) if has_timestep else None
         self.activation = activation(activation_function)
         self.copies = n_out // n_in if is_residual and n_out in (n_in, 2 * n_in) else 0
+        self.timestep = normal(n_out, mean=0.1, std=0.001) if has_timestep and self.copies else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, n_in) to (n, n_out)."""

@@ -95,6 +95,8 @@ class LearningRateConfig(Section):
     def _one_limit(self) -> Self:
         if self.stop_lr is not None and self.stop_lr_ratio is not None:
             raise complain("stop_lr_ratio", "says the same as stop_lr, which is given too; keep one of them")
+        if self.limit > self.start_lr:
+            raise complain("stop_lr", f"must not exceed start_lr = {self.start_lr}, got {self.limit}")
         return self
 
     @property

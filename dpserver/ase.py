@@ -1,0 +1,89 @@
+"""A Deep Potential inside ASE's own process.
+
+>>> atoms.calc = DPCalculator("w.pt")
+>>> atoms.get_potential_energy()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import ase
+import numpy as np
+from ase.calculators.calculator import Calculator, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from dpserver.errors import StructureError
+from dpserver.frames import Frames, Ints
+from dpserver.models import checkpoint
+from dpserver.models.potential import Potential
+
+
+class DPCalculator(Calculator):  # type: ignore[misc]
+    """ASE calculator that evaluates a Deep Potential in process.
+
+    Units are ASE's: eV, eV/Å and eV/Å³. The stress is -Ξ/V in Voigt order xx yy zz yz xz xy, positive when the cell is
+    stretched, and is given where all three directions are periodic.
+
+    Args:
+        model: a model file, or a potential that is loaded already.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; for a model file.
+        precision: `double`, `mixed` or `single`; for a model file, by default the one it was trained in.
+
+    Raises:
+        ModelFileError: the file cannot be used.
+        DeviceError: the device does not exist.
+        ConfigError: the precision is unknown.
+    """
+
+    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress"]
+
+    def __init__(self, model: str | Path | Potential, device: str = "auto", precision: str | None = None) -> None:
+        super().__init__()
+        self.potential = model if isinstance(model, Potential) else checkpoint.load(model, device, precision)
+
+    def calculate(
+        self,
+        atoms: ase.Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = tuple(all_changes),
+    ) -> None:
+        """Evaluate all properties at once, as ASE asks for one of them.
+
+        Raises:
+            StructureError: a species that the model does not know, or a structure that has no answer.
+        """
+        super().calculate(atoms, list(properties), list(system_changes))
+        self.results = self._evaluate(self.atoms)
+
+    def _evaluate(self, atoms: ase.Atoms) -> dict[str, Any]:
+        types = species_types(atoms, self.potential.species)
+        cell = np.where(atoms.pbc[:, None], atoms.cell.array, 0.0)
+        result = self.potential.evaluate(Frames.single(atoms.positions, types, cell, atoms.pbc.tolist()))
+        energy = float(result.energy[0])
+        results = {
+            "energy": energy,
+            "free_energy": energy,
+            "energies": result.atom_energy,
+            "forces": result.forces,
+        }
+        if atoms.pbc.all():
+            results["stress"] = full_3x3_to_voigt_6_stress(-result.virial[0] / atoms.get_volume())
+        return results
+
+
+def species_types(atoms: ase.Atoms, species: Sequence[str]) -> Ints:
+    """Index of each atom's chemical symbol in a model's species, (n_atoms,), int64.
+
+    Raises:
+        StructureError: the model does not know one of the symbols.
+    """
+    index = {symbol: k for k, symbol in enumerate(species)}
+    if unknown := sorted(set(atoms.symbols) - set(index)):
+        raise StructureError(
+            f"the model knows the species {', '.join(species)}; the atoms hold {', '.join(unknown)} as well, "
+            "which need a model trained on them"
+        )
+    return np.array([index[symbol] for symbol in atoms.symbols], dtype=np.int64)

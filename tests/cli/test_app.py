@@ -1,0 +1,114 @@
+import subprocess
+import sys
+
+import pytest
+
+from dpserver import __version__
+from dpserver.cli import app
+from dpserver.errors import ModelFileError
+
+
+def run(monkeypatch, *arguments: str) -> int:
+    """Run the command line in this process and return its exit status."""
+    monkeypatch.setattr(sys, "argv", ["dpserver", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "understood"),
+    [
+        (["--model", "w.pt", "--port", "31415"], ["serve", "--model", "w.pt", "--port", "31415"]),
+        (["-a", "localhost"], ["serve", "-a", "localhost"]),
+        (["--model", "w.pt", "--help"], ["serve", "--model", "w.pt", "--help"]),
+        (["serve", "--model", "w.pt"], ["serve", "--model", "w.pt"]),
+        (["train", "input.json"], ["train", "input.json"]),
+        (["trian", "input.json"], ["trian", "input.json"]),
+        (["--help"], ["--help"]),
+        (["-h"], ["-h"]),
+        (["--version"], ["--version"]),
+        ([], []),
+    ],
+)
+def test_options_alone_mean_serve(given, understood):
+    assert app.with_command(given) == understood
+
+
+def test_help_shows_bare_serving_before_the_commands(monkeypatch, capsys):
+    assert run(monkeypatch, "--help") == 0
+    text = capsys.readouterr().out
+    assert text.index("dpserver --model w.pt --port 31415") < text.index("Commands")
+    for command in ("serve", "train", "test", "info", "demo"):
+        assert command in text
+
+
+def test_no_arguments_show_the_help(monkeypatch, capsys):
+    run(monkeypatch)
+    streams = capsys.readouterr()
+    assert "dpserver --model w.pt --port 31415" in streams.out + streams.err
+
+
+def test_version(monkeypatch, capsys):
+    assert run(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"dpserver {__version__}\n"
+
+
+def test_a_mistyped_command_gets_a_suggestion(monkeypatch, capsys):
+    assert run(monkeypatch, "trian", "input.json") == 2
+    assert "Did you mean 'train'?" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_mistyped_option_gets_a_suggestion(monkeypatch, capsys):
+    assert run(monkeypatch, "--model", "w.pt", "--prot", "31415") == 2
+    text = capsys.readouterr().err
+    assert "--prot" in text
+    assert "--port" in text
+
+
+def test_an_error_becomes_one_line_and_its_exit_code(monkeypatch, capsys):
+    assert run(monkeypatch, "info", "no.pt") == 3
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert streams.err.startswith("error: ")
+    assert "no.pt" in streams.err
+    assert streams.err.count("\n") == 1
+
+
+def test_an_interrupt_is_quiet(monkeypatch, capsys):
+    def interrupted(_path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dpserver.models.checkpoint.read", interrupted)
+    assert run(monkeypatch, "info", "w.pt") == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_our_own_bugs_keep_their_traceback(monkeypatch):
+    def broken(_path):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("dpserver.models.checkpoint.read", broken)
+    monkeypatch.setattr(sys, "argv", ["dpserver", "info", "w.pt"])
+    with pytest.raises(ZeroDivisionError):
+        app.main()
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "dpserver", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"dpserver {__version__}\n"
+
+
+@pytest.mark.parametrize("module", ["torch", "numpy", "pydantic", "matplotlib"])
+def test_the_help_loads_nothing_heavy(module):
+    code = f"import sys, dpserver.cli.app; sys.exit({module!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_error_classes_reach_the_shell(monkeypatch, capsys):
+    def refuse(_path):
+        raise ModelFileError("of another kind")
+
+    monkeypatch.setattr("dpserver.models.checkpoint.read", refuse)
+    assert run(monkeypatch, "info", "w.pt") == 3
+    assert capsys.readouterr().err == "error: of another kind\n"

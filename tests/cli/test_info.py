@@ -1,0 +1,72 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from dpserver.cli import app
+from dpserver.models import checkpoint
+from dpserver.models.config import ModelConfig, parse
+from dpserver.models.potential import Potential
+
+WATER = {
+    "type_map": ["O", "H"],
+    "descriptor": {
+        "type": "se_e2_a", "sel": [20, 40], "rcut": 6.0, "rcut_smth": 0.5, "neuron": [5, 10], "axis_neuron": 3,
+    },
+    "fitting_net": {"neuron": [12, 12]},
+}  # fmt: skip
+LOCAL_FRAME = {
+    "type_map": ["O", "H"],
+    "descriptor": {
+        "type": "loc_frame", "sel_a": [4, 8], "sel_r": [6, 12], "rcut": 6.0,
+        "axis_rule": [0, 1, 0, 0, 1, 1, 0, 0, 0, 0, 1, 0],
+    },
+    "fitting_net": {"neuron": [12, 12]},
+}  # fmt: skip
+
+
+@pytest.fixture
+def model(tmp_path):
+    potential = Potential(parse(ModelConfig, WATER))
+    potential.template = ("O", "H", "H") * 2
+    potential.min_distance = np.array([[2.4, 0.9], [0.9, np.inf]])
+    training = {"steps": 1000, "seed": 1, "validation": {"rmse_force": 0.04321098765}}
+    checkpoint.save(tmp_path / "w.pt", potential, training)
+    return tmp_path / "w.pt"
+
+
+def run(monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["dpserver", "info", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    assert not ended.value.code
+
+
+def test_the_card_names_what_matters(model, monkeypatch, capsys):
+    run(monkeypatch, str(model))
+    card = capsys.readouterr().out
+    for words in ("w.pt", "O H", "6 atoms per structure: 2 O, 4 H", "se_e2_a", "6 Å", "20 40", "12 12", "double"):
+        assert words in card
+    for words in ("steps", "1000", "validation.rmse_force", "0.043211", "2.400", "0.900"):
+        assert words in card
+
+
+def test_json_holds_everything_but_the_weights(model, monkeypatch, capsys):
+    run(monkeypatch, str(model), "--json")
+    described = json.loads(capsys.readouterr().out)
+    values = checkpoint.read(model)
+    assert set(described) == {*values, "file", "bytes", "n_parameters"}
+    assert described["config"] == values["config"]
+    assert described["training"] == values["training"]
+    assert described["statistics"]["min_distance"] == [[2.4, 0.9], [0.9, None]]
+    assert described["state"] == {name: list(tensor.shape) for name, tensor in values["state"].items()}
+
+
+def test_a_model_of_mixed_compositions_in_local_frames(tmp_path, monkeypatch, capsys):
+    checkpoint.save(tmp_path / "w.pt", Potential(parse(ModelConfig, LOCAL_FRAME)))
+    run(monkeypatch, str(tmp_path / "w.pt"))
+    card = capsys.readouterr().out
+    assert "loc_frame" in card
+    assert "4 8 / 6 12" in card
+    assert "different composition" in card

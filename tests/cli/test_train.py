@@ -1,0 +1,71 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dpserver.train import curve
+from tests.train import teacher
+
+
+def command(folder: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    process = subprocess.run(
+        [sys.executable, "-m", "dpserver", "train", *arguments],
+        cwd=folder, env=os.environ | {"COLUMNS": "200"}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert not check or process.returncode == 0, process.stderr
+    return process
+
+
+def test_training_leaves_a_model_checkpoints_and_a_curve(tmp_path):
+    teacher.write_input(tmp_path, tensorboard=True)
+    command(tmp_path, "input.json", "--output", "water.pt")
+    assert (tmp_path / "water.pt").exists()
+    assert (tmp_path / "model.ckpt-30.pt").exists()
+    assert curve.read(tmp_path / "lcurve.out")["step"].tolist() == [1, 10, 20, 30]
+    assert (tmp_path / "lcurve.png").stat().st_size > 1000
+    assert list((tmp_path / "log").glob("events.*"))
+
+
+def test_ctrl_c_saves_and_restart_finishes(tmp_path):
+    teacher.write_input(tmp_path, numb_steps=1_000_000, save_freq=1_000_000)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dpserver", "train", "input.json"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    curve_file = tmp_path / "lcurve.out"
+    assert process.stderr is not None
+    while process.poll() is None and not (curve_file.exists() and len(curve_file.read_text().splitlines()) > 3):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "continue with: dpserver train input.json --restart model.ckpt" in stderr
+    (checkpoint,) = tmp_path.glob("model.ckpt-*.pt")
+    step = int(checkpoint.stem.rpartition("-")[2])
+    values = json.loads((tmp_path / "input.json").read_text())
+    values["training"]["numb_steps"] = step + 3
+    (tmp_path / "input.json").write_text(json.dumps(values))
+    assert f"at step {step}" in command(tmp_path, "input.json", "--restart", "model.ckpt").stderr
+    assert curve.read(curve_file)["step"][-1] == step + 3
+    assert (tmp_path / "w.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["none.json"], 2, "cannot read the training input none.json"),
+        (["input.json", "--restart", "gone.ckpt"], 2, "--restart gone.ckpt: found neither"),
+        (["input.json", "--output", "no/such/w.pt"], 2, "--output no/such/w.pt: expected a file name"),
+        (["input.json", "--restart", "input.json"], 3, "input.json is not a dpserver model file"),
+    ],
+)
+def test_what_cannot_work_is_said_in_one_line(tmp_path, arguments, code, message):
+    teacher.write_input(tmp_path)
+    process = command(tmp_path, *arguments, check=False)
+    assert process.returncode == code
+    assert message in process.stderr
+    assert "Traceback" not in process.stderr

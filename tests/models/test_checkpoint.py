@@ -1,0 +1,141 @@
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import dpserver
+from dpserver.errors import ConfigError, DeviceError, ModelFileError
+from dpserver.models import checkpoint
+from tests import structures
+from tests.train import teacher
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    potential = teacher.teacher()
+    potential.template = ("O", "H", "H")
+    potential.min_distance = np.array([[2.3, 0.9], [0.9, np.inf]])
+    checkpoint.save(tmp_path / "w.pt", potential, {"step": 7})
+    return tmp_path / "w.pt"
+
+
+def altered(file: Path, **changes: object) -> Path:
+    """The file with some entries replaced; None removes one."""
+    values = {**torch.load(file, weights_only=True), **changes}
+    torch.save({k: v for k, v in values.items() if v is not None}, file)
+    return file
+
+
+def test_what_is_saved_is_loaded(file):
+    loaded, frames = dpserver.load(file, device="cpu"), structures.triclinic()
+    expected = teacher.teacher().evaluate(frames)
+    result = loaded.evaluate(frames)
+    assert (result.energy == expected.energy).all()
+    assert (result.forces == expected.forces).all()
+    assert loaded.template == ("O", "H", "H")
+    assert (loaded.min_distance == [[2.3, 0.9], [0.9, np.inf]]).all()
+    assert checkpoint.read(file)["training"] == {"step": 7}
+
+
+def test_precision_can_be_chosen_at_load(file):
+    single = dpserver.load(file, device="cpu", precision="mixed")
+    assert {p.dtype for p in single.parameters()} == {torch.float32}
+    with pytest.raises(ConfigError, match="precision 'half' is unknown; expected one of double, mixed, single"):
+        dpserver.load(file, precision="half")
+
+
+class Bomb:
+    """A pickle that creates a file when it is loaded."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.target,)
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["torch", "pickle"])
+def test_a_file_that_would_run_code_does_not(tmp_path, is_zip):
+    file, evidence = tmp_path / "bomb.pt", tmp_path / "it-ran"
+    values = {"format": "dpserver", "state": Bomb(evidence)}
+    if is_zip:
+        torch.save(values, file)
+    else:
+        file.write_bytes(pickle.dumps(values))
+    with pytest.raises(ModelFileError, match="is not a dpserver model file"):
+        dpserver.load(file)
+    assert not evidence.exists()
+    if is_zip:
+        torch.load(file, weights_only=False)
+    else:
+        pickle.loads(file.read_bytes())
+    assert evidence.exists(), "the bomb of this test is a dud"
+
+
+def test_missing_files_and_folders_are_named(tmp_path):
+    with pytest.raises(ModelFileError, match=r"model file .*none\.pt does not exist"):
+        dpserver.load(tmp_path / "none.pt")
+    with pytest.raises(ModelFileError, match="is not a file"):
+        dpserver.load(tmp_path)
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "notes.pt").write_text("not a model")
+    with zipfile.ZipFile(tmp_path / "archive.pt", "w") as archive:
+        archive.writestr("notes.txt", "not a model")
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
+    for name in ("notes.pt", "archive.pt", "other.pt"):
+        with pytest.raises(ModelFileError, match="is not a dpserver model file"):
+            dpserver.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("keep", [0.2, 0.6, 0.95])
+def test_a_truncated_file_is_refused(file, keep):
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(keep * len(whole))])
+    with pytest.raises(ModelFileError, match="is not a dpserver model file"):
+        dpserver.load(file)
+
+
+def test_a_newer_version_is_refused(file):
+    with pytest.raises(ModelFileError, match="has format version 99, this dpserver reads 1; update dpserver"):
+        dpserver.load(altered(file, version=99))
+
+
+def test_parts_that_do_not_fit_are_refused(file):
+    state = torch.load(file, weights_only=True)["state"]
+    first = next(name for name in state if name.startswith("fitting"))
+    for changes, message in (
+        ({"template": None, "statistics": None}, "is incomplete: it lacks template, statistics"),
+        ({"state": {**state, first: torch.zeros(2, 2)}}, "is inconsistent"),
+        ({"config": {"model": {"type_map": ["O"]}}}, "is inconsistent"),
+        ({"species": ["H", "O"]}, "species and statistics do not fit"),
+        ({"state": {**state, first: torch.full_like(state[first], torch.nan)}}, "weights that are not finite"),
+    ):
+        copy = file.with_name("altered.pt")
+        copy.write_bytes(file.read_bytes())
+        with pytest.raises(ModelFileError, match=message):
+            dpserver.load(altered(copy, **changes))
+
+
+def test_saving_is_all_or_nothing(file, monkeypatch):
+    before = file.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="no space"):
+        checkpoint.save(file, teacher.teacher())
+    assert file.read_bytes() == before
+    assert [p.name for p in file.parent.iterdir()] == ["w.pt"]
+
+
+def test_a_device_that_is_not_there_is_named(file):
+    with pytest.raises(DeviceError, match="torch sees"):
+        dpserver.load(file, device="cuda:99")
+    with pytest.raises(DeviceError, match="device 'gpu' is unknown; expected auto, cpu, cuda"):
+        dpserver.load(file, device="gpu")
