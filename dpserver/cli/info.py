@@ -6,15 +6,13 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations_with_replacement
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from dpserver.cli import console
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 def info(
@@ -71,14 +69,11 @@ def _print_card(described: Mapping[str, Any]) -> None:
     card.add_column(overflow="fold")
     for name, text in _rows(described):
         card.add_row(name, text)
-    if training := list(_flatten(described["training"])):
-        card.add_section()
-        card.add_row("training", "", style="dim")
-        for name, text in training:
-            card.add_row(f"  {name}", text)
+    card.add_row()
+    for name, text in _training(described["training"]):
+        card.add_row(name, text)
     title = f"[bold]{Path(described['file']).name}[/bold]"
     console.out.print(Panel(card, title=title, title_align="left", box=box.ROUNDED, expand=False))
-    console.out.print(_distances(described["species"], described["statistics"]["min_distance"]))
 
 
 def _rows(described: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -88,6 +83,7 @@ def _rows(described: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "file", f"{described['file']}  ({described['bytes'] / 1e6:.2f} MB, format {described['version']})"
     yield "species", " ".join(described["species"])
     yield "trained on", _composition(described["template"])
+    yield "closest (Å)", _distances(described["species"], described["statistics"]["min_distance"])
     yield "descriptor", f"{descriptor['type']}, cutoff {descriptor['rcut']:g} Å"
     if descriptor["type"] == "se_e2_a":
         yield "  switch", f"from {descriptor['rcut_smth']:g} Å"
@@ -112,29 +108,24 @@ def _composition(template: Sequence[str] | None) -> str:
     return f"{len(template)} atoms per structure: {parts}"
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested entries as dotted names and text."""
+def _training(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """One line per entry; those of a nested entry stand side by side."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield key, ", ".join(f"{name} {_text(item)}" for name, item in value.items() if item is not None)
         elif isinstance(value, list):
-            yield f"{prefix}{key}", ", ".join(map(_text, value))
+            yield key, ", ".join(map(_text, value))
         else:
-            yield f"{prefix}{key}", _text(value)
+            yield key, _text(value)
 
 
 def _text(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _distances(species: Sequence[str], distances: Sequence[Sequence[float | None]]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title="smallest distance in training (Å)", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    for symbol in species:
-        table.add_column(symbol, justify="right")
-    for symbol, row in zip(species, distances, strict=True):
-        table.add_row(symbol, *("-" if d is None else f"{d:.3f}" for d in row))
-    return table
+def _distances(species: Sequence[str], distances: Sequence[Sequence[float | None]]) -> str:
+    """The upper triangle of the table, as `O-O 2.380, O-H 0.860`."""
+    pairs = combinations_with_replacement(range(len(species)), 2)
+    return ", ".join(
+        f"{species[a]}-{species[b]} {'never met' if (d := distances[a][b]) is None else f'{d:.3f}'}" for a, b in pairs
+    )

@@ -76,12 +76,12 @@ EngineCommand = Callable[[Settings, str], list[str]]
 
 
 def engine_command(settings: Settings, address: str) -> list[str]:
-    """The daemon's command line for the unix socket `address`."""
+    """The daemon's command line for the unix socket `address`: one connection per bead, one batch per step."""
     return [
         *(sys.executable, "-m", "dpserver", "serve", "--once"),
         *("--model", str(settings.model.resolve())),
         *("--template", str(settings.structure.resolve())),
-        *("--unix", address),
+        *("--unix", address, "--connections", str(settings.beads)),
     ]
 
 

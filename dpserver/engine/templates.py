@@ -36,7 +36,7 @@ def _read_xyz(path: Path) -> tuple[str, ...]:
         with path.open(encoding="utf-8") as lines:
             n_atoms = int(next(lines))
             column = _species_column(next(lines))
-            return tuple(next(lines).split()[column] for _ in range(n_atoms))
+            return tuple([next(lines).split()[column] for _ in range(n_atoms)])
     except (ValueError, IndexError, StopIteration) as error:
         raise ConfigError(
             f"template {str(path)!r} is no XYZ file: {type(error).__name__} {error}; expected the number of atoms, a "

@@ -102,7 +102,7 @@ class SeE2AConfig(Section):
         precision: DeePMD-kit's name of the net's precision; see `OptionsConfig.precision` for what governs.
         set_davg_zero: keep the mean of the environment matrix at 0.
         env_protection: added to r in the environment matrix, Å.
-        seed: of the initial weights.
+        seed: accepted; `training.seed` seeds all weights.
     """
 
     fixed: ClassVar[Table] = {"trainable": True}
@@ -208,7 +208,7 @@ class FittingConfig(Section):
         resnet_dt: learnt step widths in the skip connections.
         precision: DeePMD-kit's name of the net's precision; see `OptionsConfig.precision` for what governs.
         rcond: relative cutoff of singular values in the least squares for the energy bias; None is numpy's own.
-        seed: of the initial weights.
+        seed: accepted; `training.seed` seeds all weights.
     """
 
     aliases: ClassVar[Table] = {"n_neuron": "neuron"}

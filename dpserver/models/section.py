@@ -19,8 +19,6 @@ from pydantic_core import PydanticCustomError
 
 from dpserver.errors import ConfigError
 
-Int = Annotated[int, Strict()]
-Float = Annotated[float, Strict()]
 Bool = Annotated[bool, Strict()]
 Str = Annotated[str, Strict(), Field(min_length=1)]
 Count = Annotated[int, Strict(), Field(ge=0)]
@@ -179,7 +177,7 @@ def _nearest(root: type[Section], owner: type[Section], path: str, names: list[i
     key, section = str(names[-1]), names[:-1]
     if similar := difflib.get_close_matches(key, owner.known_keys(), n=1):
         return f"did you mean {_dotted(path, [*section, similar[0]])}?"
-    if elsewhere := [place for place in _all_keys(root, path) if place.rpartition(".")[2] == key]:
+    if elsewhere := dict.fromkeys(place for place in _all_keys(root, path) if place.rpartition(".")[2] == key):
         return f"did you mean {' or '.join(elsewhere)}?"
     return f"known here are {', '.join(owner.known_keys())}"
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from dpserver.errors import ConfigError
 from dpserver.models.config import ModelConfig, Seed
@@ -27,6 +27,7 @@ from dpserver.models.section import (
     complain,
     parse,
 )
+from dpserver.train.data_config import DataConfig, ValidationDataConfig
 
 Precision = Literal["double", "mixed", "single"]
 
@@ -185,90 +186,6 @@ class LossConfig(Section):
         return bool(self.start_pref_v and self.limit_pref_v)
 
 
-def _systems(value: Any) -> Any:
-    paths = [value] if isinstance(value, str) else value
-    if not isinstance(paths, list | tuple) or not paths or not all(isinstance(p, str) and p for p in paths):
-        raise ValueError("must be a path or a list of paths")
-    return tuple(paths)
-
-
-def _batch_size(value: Any) -> Any:
-    if isinstance(value, str):
-        head, _, number = value.partition(":")
-        if head != "auto" or (number and not (number.isdecimal() and int(number))):
-            raise ValueError('must be an integer, a list of integers, "auto" or "auto:N"')
-        return value
-    sizes = value if isinstance(value, list | tuple) else [value]
-    if not sizes or not all(type(n) is int and n > 0 for n in sizes):
-        raise ValueError('must be an integer > 0, a list of such, "auto" or "auto:N"')
-    return tuple(value) if isinstance(value, list | tuple) else value
-
-
-def _auto_prob(value: Any) -> Any:
-    try:
-        parse_auto_prob(value)
-    except (TypeError, ValueError, AttributeError):
-        raise ValueError(
-            'must be "prob_uniform", "prob_sys_size" or "prob_sys_size;first:end:weight;…" with weights > 0'
-        ) from None
-    return value
-
-
-def parse_auto_prob(text: str) -> list[tuple[int, int, float]]:
-    """Read the blocks of `auto_prob`.
-
-    Args:
-        text: "prob_uniform", "prob_sys_size", or "prob_sys_size;first:end:weight;…".
-
-    Returns:
-        First system, end (excluded) and weight of each block; none without blocks.
-
-    Raises:
-        ValueError: where it is none of these.
-    """
-    style, *rest = text.split(";")
-    if style != "prob_sys_size" and (style != "prob_uniform" or rest):
-        raise ValueError(text)
-    blocks = []
-    for block in rest:
-        first, end, weight = block.split(":")
-        blocks.append((int(first), int(end), float(weight)))
-        if not 0 <= int(first) < int(end) or not 0 < float(weight) < math.inf:
-            raise ValueError(text)
-    return blocks
-
-
-class DataConfig(Section):
-    """Systems to train on, and how batches are drawn from them.
-
-    Attributes:
-        systems: DeePMD npy directories, directories of such, or extended XYZ files.
-        batch_size: frames per batch, for all or for each system; "auto[:N]" takes at least N = 32 atoms.
-        auto_prob: how systems are drawn, see `parse_auto_prob`.
-        sys_probs: relative probability of each system, instead of `auto_prob`.
-    """
-
-    aliases: ClassVar[Table] = {"auto_prob_style": "auto_prob", "sys_weights": "sys_probs"}
-    fixed: ClassVar[Table] = {"rglob_patterns": None, "min_pair_dist": 0.0, "set_prefix": "set"}
-
-    systems: Annotated[tuple[str, ...], BeforeValidator(_systems)]
-    batch_size: Annotated[int | tuple[int, ...] | str, BeforeValidator(_batch_size)] = "auto"
-    auto_prob: Annotated[str, BeforeValidator(_auto_prob)] = "prob_sys_size"
-    sys_probs: tuple[NonNegativeFloat, ...] | None = None
-
-
-class ValidationDataConfig(DataConfig):
-    """Systems to validate on.
-
-    Attributes:
-        numb_btch: batches per validation.
-    """
-
-    aliases: ClassVar[Table] = {**DataConfig.aliases, "numb_batch": "numb_btch"}
-
-    numb_btch: Positive = 1
-
-
 class TrainingConfig(Section):
     """Data, length and output of a training.
 
@@ -276,17 +193,17 @@ class TrainingConfig(Section):
         training_data: what to train on.
         validation_data: what to validate on, if anything.
         numb_steps: number of batches.
-        seed: of the order of batches.
+        seed: of the initial weights and of the order of batches.
         disp_file: file of the learning curve.
         disp_freq: steps from line to line of it.
         save_freq: steps from checkpoint to checkpoint.
         save_ckpt: path of checkpoints, to which the step is appended.
         max_ckpt_keep: number of checkpoints kept.
         disp_training: whether to write the learning curve.
-        time_training: whether to measure the time per step.
-        tensorboard: whether to write TensorBoard's events.
+        time_training: accepted; the progress bar shows the time in any case.
+        tensorboard: whether to write TensorBoard's events, with each line of the learning curve.
         tensorboard_log_dir: where to.
-        tensorboard_freq: steps from event to event.
+        tensorboard_freq: accepted; `disp_freq` governs.
     """
 
     aliases: ClassVar[Table] = {name: "numb_steps" for name in ("stop_batch", "num_step", "num_steps", "numb_step")}

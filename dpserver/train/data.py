@@ -14,7 +14,7 @@ import numpy as np
 
 from dpserver.errors import ConfigError, DataError, StructureError
 from dpserver.frames import Floats, Frames, Ints
-from dpserver.train.config import DataConfig, parse_auto_prob
+from dpserver.train.data_config import DataConfig, parse_auto_prob
 from dpserver.train.formats import all_or_none, read_npy, read_xyz
 
 
@@ -210,7 +210,7 @@ def _check(system: LabelledFrames) -> None:
         bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
         if len(bad):
             frame = bad[0] if frame_idx is None else frame_idx[bad[0]]
-            raise DataError(f"{system.name}: the {label} of frame {frame} is not finite; remove the frame")
+            raise DataError(f"{system.name}: {label} of frame {frame}: expected finite numbers; remove the frame")
 
 
 # --- batches -----------------------------------------------------------------------------------------------------

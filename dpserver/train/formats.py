@@ -140,7 +140,8 @@ def _read_rows(file: Path, width: int, n_frames: int | None, required: bool, n_a
     n_rows = n_frames if n_frames is not None else len(values) if values.ndim > 1 else values.size // width
     if values.size != n_rows * width or not n_rows:
         raise DataError(
-            f"{file}: expected {width} numbers for each of {n_rows} frames of {n_atoms} atoms, got shape {values.shape}"
+            f"{file}: expected {width} number{'s' * (width > 1)} for each of {n_rows} frames of {n_atoms} atoms, "
+            f"got shape {values.shape}"
         )
     return values.reshape(n_rows, width).astype(np.float64)
 

@@ -19,7 +19,7 @@ import uuid
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import ase
 import numpy as np
@@ -62,6 +62,7 @@ class DPServer(SocketIOCalculator):  # type: ignore[misc]
             *("--device", device),
             *(() if precision is None else ("--precision", precision)),
             *("--unix", self._unixsocket),
+            *("--timeout", "60", "--log-level", "warning"),
         ]
         self._symbols: tuple[str, ...] = ()
         self._daemon: _Daemon | None = None
@@ -114,23 +115,46 @@ class DPServer(SocketIOCalculator):  # type: ignore[misc]
 
 
 class _Daemon:
-    """A process with its template and its log in a directory of its own; gone when nobody refers to it any more.
+    """A daemon's process; ended with the last reference to it or with Python, whichever is first.
 
     Args:
-        command: of the daemon, without the template.
-        atoms: in the order of the species.
+        command: what starts it, less the template.
+        atoms: whose order of species it is told.
     """
 
     def __init__(self, command: Sequence[str], atoms: ase.Atoms) -> None:
-        self._directory = tempfile.TemporaryDirectory(prefix="dpserver_")
-        template = Path(self._directory.name, "template.xyz")
-        self._log = Path(self._directory.name, "log")
-        atoms.write(template, format="xyz")
-        with self._log.open("wb") as log:
+        with contextlib.ExitStack() as files:
+            self._log = files.enter_context(tempfile.TemporaryFile())
+            template = files.enter_context(tempfile.NamedTemporaryFile("w", prefix="dpserver_", suffix=".xyz"))
+            atoms.write(template, format="xyz")
+            template.flush()
             self.process = subprocess.Popen(
-                [*command, "--template", str(template)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [*command, "--template", template.name],
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                start_new_session=True,  # Ctrl-C is for the script, which then lets the daemon go
             )
-        self._finalizer = weakref.finalize(self, _end, self.process)
+            self._end = weakref.finalize(self, _end, self.process, files.pop_all())
 
     def last_words(self) -> str:
-        """Why it has left or is leaving."""
+        """Why it leaves; waits until it has left."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_GRACE)
+        self._log.seek(0)
+        words = " | ".join(self._log.read().decode(errors="replace").splitlines()[-3:])
+        return words or f"dpserver left with status {self.process.returncode} and no word"
+
+    def stop(self) -> None:
+        """Ask it to leave, and wait; at once where it has left already."""
+        self._end()
+
+
+def _end(process: subprocess.Popen[bytes], files: contextlib.ExitStack) -> None:
+    with files:
+        process.terminate()
+        try:
+            process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

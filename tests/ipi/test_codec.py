@@ -41,10 +41,20 @@ def test_our_headers_are_padded_with_spaces(message):
 
 @pytest.mark.parametrize(
     "raw",
-    [b"GET / HTTP/1", b"status      ", b"READY       ", b"STATUS\0\0\0\0\0\0", b"\xff" * 12, b" " * 12, b" STATUS     "],
+    [
+        b"GET / HTTP/1",
+        b"status      ",
+        b"READY       ",
+        b"STATUS\0\0\0\0\0\0",
+        b"\xff" * 12,
+        b" " * 12,
+        b" STATUS     ",
+    ],
 )
 def test_what_is_no_header_is_refused_with_what_came(raw):
-    with pytest.raises(RemoteProtocolError, match="expected the header STATUS, INIT, POSDATA, GETFORCE, EXIT") as caught:
+    with pytest.raises(
+        RemoteProtocolError, match="expected the header STATUS, INIT, POSDATA, GETFORCE, EXIT"
+    ) as caught:
         codec.decode_header(raw)
     assert repr(raw) in str(caught.value)
 

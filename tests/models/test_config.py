@@ -143,6 +143,7 @@ def test_refuses_sel(sel: object) -> None:
     [
         ("descriptor.rcutt", 3.0, "model.descriptor.rcutt: unknown key; did you mean model.descriptor.rcut?"),
         ("rcut_smth", 3.0, "model.rcut_smth: unknown key; did you mean model.descriptor.rcut_smth?"),
+        ("rcut", 3.0, "model.rcut: unknown key; did you mean model.descriptor.rcut?"),
         ("fitting_net.zzz", 1, "model.fitting_net.zzz: unknown key; known here are type, neuron"),
         ("descriptor.type", "se_e3", "model.descriptor.type: supported are 'se_e2_a', 'loc_frame'; got \"se_e3\""),
         ("descriptor", {"sel": [1, 2]}, "model.descriptor.type: supported are"),

@@ -12,7 +12,8 @@ import pytest
 from dpserver.errors import ConfigError
 from dpserver.models.config import LocFrameConfig, SeE2AConfig
 from dpserver.models.section import parse
-from dpserver.train.config import DataConfig, LearningRateConfig, LossConfig, TrainInput, load_input, parse_auto_prob
+from dpserver.train.config import LearningRateConfig, LossConfig, TrainInput, load_input
+from dpserver.train.data_config import DataConfig, parse_auto_prob
 
 # The keys of DeePMD-kit's examples/water/se_e2_a/input.json and examples/water/local_frame/input.json.
 SE_E2_A: dict[str, Any] = {

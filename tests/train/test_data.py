@@ -12,7 +12,6 @@ import pytest
 
 from dpserver.errors import ConfigError, DataError
 from dpserver.frames import Frames
-from dpserver.train.config import DataConfig
 from dpserver.train.data import (
     BatchSampler,
     LabelledFrames,
@@ -23,6 +22,7 @@ from dpserver.train.data import (
     read_systems,
     template,
 )
+from dpserver.train.data_config import DataConfig
 
 WATER = ("O", "H")
 TYPES = [0, 1, 1]
@@ -170,7 +170,7 @@ def test_npy_wrong_shape(tmp_path: Path, name: str, width: int) -> None:
 def test_npy_wrong_number_of_frames(tmp_path: Path) -> None:
     write_npy(tmp_path / "a")
     np.save(tmp_path / "a/set.000/energy.npy", np.zeros(5))
-    with pytest.raises(DataError, match=r"energy\.npy: expected 1 numbers for each of 4 frames"):
+    with pytest.raises(DataError, match=r"energy\.npy: expected 1 number for each of 4 frames"):
         read_system(tmp_path / "a", WATER)
 
 
@@ -198,7 +198,7 @@ def test_npy_type_raw_that_is_no_list_of_integers(tmp_path: Path) -> None:
 def test_labels_that_are_not_finite(tmp_path: Path, name: str, label: str) -> None:
     write_npy(tmp_path / "a")
     change(tmp_path / f"a/set.000/{name}.npy", np.nan, 2)
-    with pytest.raises(DataError, match=f"the {label} of frame 2 is not finite"):
+    with pytest.raises(DataError, match=f"{label} of frame 2: expected finite numbers"):
         read_system(tmp_path / "a", WATER)
 
 
@@ -338,7 +338,7 @@ def test_xyz_refusals(tmp_path: Path) -> None:
         read_system(xyz(tmp_path, "1\nProperties=species:S:1:pos:R:3\nO 0 0 0\n"), WATER)
     with pytest.raises(DataError, match="species O is not among the model's: H"):
         read_system(xyz(tmp_path, XYZ), ("H",))
-    with pytest.raises(DataError, match="the forces of frame 1 is not finite"):
+    with pytest.raises(DataError, match="forces of frame 1: expected finite numbers"):
         read_system(xyz(tmp_path, XYZ.replace("-1.0 0.0 0.0", "nan 0.0 0.0")), WATER)
 
 

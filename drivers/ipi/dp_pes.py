@@ -1,0 +1,102 @@
+"""A Deep Potential inside i-PI or its Python driver: one evaluation for all structures of a batch.
+
+    i-pi-driver-py -u -a ADDRESS -m custom -P dp_pes.py -o model=w.pt,template=water.xyz
+
+    <ffdirect name="dp" threaded="True">
+      <pes> custom </pes>
+      <pes_path> dp_pes.py </pes_path>
+      <parameters> {model: w.pt, template: water.xyz} </parameters>
+      <batch_size> 8 </batch_size>
+    </ffdirect>
+
+i-PI's conventions: atomic units, lattice vectors as columns of the cell, virial = -dE/d(strain).
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+from ipi.pes.dummy import Dummy_driver
+from ipi.utils.softexit import softexit
+from numpy.typing import NDArray
+
+import dpserver
+from dpserver.engine import Assigner, Engine, Request
+from dpserver.engine.species import order_from_parameters
+from dpserver.errors import DPServerError
+from dpserver.ipi import Structures
+from dpserver.units import BOHR, HARTREE, HARTREE_PER_BOHR
+
+__DRIVER_NAME__ = "dp"
+__DRIVER_CLASS__ = "DeepPotential"
+
+Floats = NDArray[np.float64]
+Answer = tuple[float, Floats, Floats, str]
+"""Energy, forces (n_atoms, 3), virial (3, 3), all in atomic units, and an extra string."""
+
+
+class DeepPotential(Dummy_driver):  # type: ignore[misc]
+    """Evaluates batches of structures on one potential.
+
+    Args:
+        model: a model file.
+        template: structure file with the atoms in i-PI's order.
+        species: symbols in i-PI's order between spaces, repeated as needed, instead of a template; without either the
+            model's own template rules.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: `double`, `mixed` or `single`; by default the one the model was trained in.
+        i_pi: what i-PI adds, `verbose` and `verbosity`.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        template: str = "",
+        species: str = "",
+        device: str = "auto",
+        precision: str | None = None,
+        **i_pi: Any,
+    ) -> None:
+        super().__init__(**i_pi)
+        potential = dpserver.load(model, device, precision)
+        self._engine = Engine(potential)
+        self._assigner = Assigner(
+            potential, order_from_parameters({"template": template, "species": species}), "dp_pes"
+        )
+
+    def compute(self, cell: Floats | list[Floats], pos: Floats | list[Floats]) -> Answer | list[Answer]:
+        """Evaluate one structure, or a list of them at once.
+
+        Args:
+            cell: lattice vectors as columns, (3, 3), Bohr; or a list.
+            pos: positions, (n_atoms, 3), Bohr; or a list of the same length, of structures of one size.
+
+        Raises:
+            DPServerError: a structure has no answer; nothing that is not finite is ever returned.
+        """
+        if isinstance(cell, list):
+            return self._guarded(cell, pos)
+        return self._guarded([cell], [pos])[0]
+
+    def _guarded(self, cells: list[Floats], positions: list[Floats]) -> list[Answer]:
+        """Evaluate; on failure raise where i-PI hears it, and end the run where it does not.
+
+        An error in the polling thread of `<ffdirect threaded="True">` would end that thread alone, and i-PI would wait
+        for its answer for ever.
+        """
+        try:
+            return self._evaluate(cells, positions)
+        except DPServerError as error:
+            if threading.current_thread() is not threading.main_thread():
+                softexit.trigger(status="bad", message=f" @dp_pes: {error}")
+            raise
+
+    def _evaluate(self, cells: list[Floats], positions: list[Floats]) -> list[Answer]:
+        structures = Structures(np.array(positions) * BOHR, np.array(cells).transpose(0, 2, 1) * BOHR)
+        (forces,) = self._engine.answer([Request(structures, self._assigner)])
+        if isinstance(forces, DPServerError):
+            raise forces
+        in_atomic_units = (forces.energy / HARTREE, forces.forces / HARTREE_PER_BOHR, forces.virial / HARTREE)
+        return [(float(e), f, v, "") for e, f, v in zip(*in_atomic_units, strict=True)]

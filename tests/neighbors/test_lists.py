@@ -1,0 +1,134 @@
+"""Neighbour lists against ASE's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from ase.neighborlist import primitive_neighbor_list
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from dpserver import neighbors
+from dpserver.errors import StructureError
+from dpserver.frames import Floats, Frames
+from tests import structures
+
+
+def table(i: np.ndarray, j: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Edges as sorted rows (i, j, S)."""
+    rows = np.column_stack([i, j, np.rint(shift)]).astype(np.int64).reshape(-1, 5)
+    return rows[np.lexsort(rows.T[::-1])]
+
+
+def by_ase(frame: Frames, rcut: float) -> np.ndarray:
+    i, j, shift = primitive_neighbor_list("ijS", frame.pbc[0], frame.cell[0], frame.positions, rcut)
+    return table(i, j, shift)
+
+
+def check(frames: Frames, rcut: float) -> int:
+    """Compare every frame; return the number of edges."""
+    edges = neighbors.build(frames, rcut)
+    frame_of_edge = frames.frame_idx[edges.centre]
+    np.testing.assert_array_equal(frames.frame_idx[edges.neighbour], frame_of_edge)
+    assert np.all(np.diff(frame_of_edge) >= 0)
+    for k, frame in enumerate(frames):
+        mine, first = frame_of_edge == k, frames.offsets[k]
+        found = table(edges.centre[mine] - first, edges.neighbour[mine] - first, edges.shift[mine])
+        np.testing.assert_array_equal(found, by_ase(frame, rcut))
+    vectors = frames.positions[edges.neighbour] - frames.positions[edges.centre]
+    vectors = vectors + np.einsum("es,esd->ed", edges.shift, frames.cell[frame_of_edge])
+    np.testing.assert_allclose(edges.distance, np.linalg.norm(vectors, axis=1), rtol=1e-12, atol=1e-12)
+    assert np.all(edges.distance < rcut)
+    assert (edges.centre.dtype, edges.neighbour.dtype, edges.shift.dtype) == (np.int64, np.int64, np.float64)
+    return len(edges)
+
+
+CASES = {
+    "cubic": structures.cubic(),
+    "triclinic": structures.triclinic(),
+    "slab": structures.slab(),
+    "slab with a vacuum vector": structures.water((2, 2, 1), structures.SHEAR),
+    "wire": structures.wire(),
+    "cluster": structures.cluster(),
+    "tiny": structures.tiny(),
+    "molecule": structures.molecule(),
+    "atom": structures.atom(),
+    "atom in a cell": Frames.single([[9.0, -7.0, 1.0]], [0], np.eye(3) * 1.9),
+    "left-handed": Frames.single(structures.cubic().positions, structures.cubic().types, -structures.cubic().cell[0]),
+    "rotated": structures.strained(structures.triclinic(), structures.rotation(np.random.default_rng(3)) - np.eye(3)),
+}
+object.__setattr__(CASES["slab with a vacuum vector"], "pbc", np.array([[True, False, True]]))
+
+
+@pytest.mark.parametrize("rcut", [0.5, 3.0, 6.0])
+@pytest.mark.parametrize("name", CASES)
+def test_same_edges_as_ase(name: str, rcut: float) -> None:
+    check(CASES[name], rcut)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_atoms_many_cells_away(name: str) -> None:
+    frame = CASES[name]
+    far = structures.wrapped(frame, np.random.default_rng(5), far=50)
+    assert check(far, 4.0) == check(frame, 4.0)
+
+
+def test_batch_is_the_frames_one_after_the_other() -> None:
+    batch = Frames.concatenate(CASES.values())
+    assert check(batch, 4.0) == sum(check(frame, 4.0) for frame in CASES.values())
+
+
+def test_no_edges() -> None:
+    edges = neighbors.build(structures.atom(), 6.0)
+    assert len(edges) == 0
+    assert edges.shift.shape == (0, 3)
+    assert edges.distance.shape == (0,)
+
+
+def test_every_edge_has_its_reverse() -> None:
+    for frame in CASES.values():
+        edges = neighbors.build(frame, 5.0)
+        reverse = table(edges.neighbour, edges.centre, -edges.shift)
+        np.testing.assert_array_equal(table(edges.centre, edges.neighbour, edges.shift), reverse)
+
+
+@st.composite
+def any_frame(draw: st.DrawFn) -> Frames:
+    """A few atoms in a cell of any shape that is not flat, anywhere in space."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    pbc = draw(st.tuples(st.booleans(), st.booleans(), st.booleans()))
+    lengths = np.array(draw(st.tuples(*[st.floats(1.0, 12.0)] * 3)))
+    cell: Floats = (np.eye(3) + draw(st.floats(0, 0.6)) * rng.uniform(-1, 1, (3, 3))) * lengths[:, None]
+    assume(abs(np.linalg.det(cell / lengths[:, None])) > 0.2)
+    cell = cell @ structures.rotation(rng)
+    if draw(st.booleans()):
+        cell = np.where(np.array(pbc)[:, None], cell, 0.0)
+    positions = rng.uniform(-15, 15, (draw(st.integers(1, 12)), 3)) * draw(st.floats(0.1, 1.0))
+    return Frames.single(positions, np.zeros(len(positions), dtype=int), cell, pbc)
+
+
+@settings(max_examples=150, deadline=None)
+@given(frame=any_frame(), rcut=st.floats(0.5, 6.0))
+def test_same_edges_as_ase_for_any_frame(frame: Frames, rcut: float) -> None:
+    distances = primitive_neighbor_list("d", frame.pbc[0], frame.cell[0], frame.positions, rcut + 0.1)
+    assume(not np.any(np.abs(distances - rcut) < 1e-9))  # either answer would be right
+    assume(not np.any(distances < 0.06))
+    check(frame, rcut)
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_overlapping_atoms_are_named() -> None:
+    frame = structures.cubic()
+    positions = frame.positions.copy()
+    positions[7] = positions[3] + frame.cell[0, 1] - 0.01
+    with pytest.raises(StructureError, match=r"atoms (3 and 7|7 and 3) are 0\.017 Å apart.*overlap"):
+        neighbors.build(Frames.single(positions, frame.types, frame.cell[0]), 4.0)
+
+
+def test_absurd_density_is_refused_before_it_fills_the_memory() -> None:
+    frame = structures.cubic()
+    message = r"24 atoms in .* Å³ give about \d+ neighbours an atom within 6\.0 Å.*check the cell and its units"
+    with pytest.raises(StructureError, match=message):
+        neighbors.build(structures.strained(frame, -0.92 * np.eye(3)), 6.0)

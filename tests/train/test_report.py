@@ -1,0 +1,133 @@
+"""Errors of a model: a model that is wrong by known amounts has known errors."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dpserver.errors import StructureError
+from dpserver.frames import ForceResult, Frames
+from dpserver.train.data import LabelledFrames
+from dpserver.train.report import UNITS, Comparison, ErrorMeasure, as_dict, compare, overall, plot_parity
+
+
+@dataclass
+class Harmonic:
+    """E = Σ k x²/2 of each atom about the origin, with `k` its type + 1; remembers the sizes of its batches."""
+
+    species: tuple[str, ...] = ("A", "B")
+    batches: list[int] = field(default_factory=list)
+    refuses: bool = False
+
+    def evaluate(self, frames: Frames) -> ForceResult:
+        if self.refuses:
+            raise StructureError("atoms 0 and 1 overlap")
+        self.batches.append(frames.n_frames)
+        k, x = frames.types[:, None] + 1.0, frames.positions
+        atom_energy = (k * x**2).sum(axis=1) / 2
+        energy = np.bincount(frames.frame_idx, atom_energy, frames.n_frames)
+        virial = np.zeros((frames.n_frames, 3, 3))
+        np.add.at(virial, frames.frame_idx, -(k * x)[:, :, None] * x[:, None, :])
+        return ForceResult(energy, -k * x, virial, atom_energy, frames.frame_idx)
+
+
+def labelled(sizes: list[int], name: str = "made", *, forces: bool = True, virial: bool = True) -> LabelledFrames:
+    """Frames with the exact labels of `Harmonic`."""
+    rng = np.random.default_rng(len(sizes))
+    frames = Frames.concatenate(Frames.single(rng.normal(size=(n, 3)), np.arange(n) % 2) for n in sizes)
+    exact = Harmonic().evaluate(frames)
+    return LabelledFrames(
+        frames, exact.energy, exact.forces if forces else None, exact.virial if virial else None, ("A", "B"), name
+    )
+
+
+def test_exact_model_has_no_error() -> None:
+    found = compare(Harmonic(), labelled([2, 3, 4]))
+    assert set(found.errors) == set(UNITS)
+    for error in found.errors.values():
+        assert error.mae == error.rmse == 0.0
+
+
+def test_known_differences() -> None:
+    made = labelled([2, 4])
+    assert made.forces is not None
+    assert made.virial is not None
+    shift = np.array([[0.3, 0.0, 0.0], *[[0.0, 0.0, 0.0]] * 5])
+    found = Comparison(made, made.energy + np.array([0.4, -0.8]), made.forces + shift, made.virial - np.eye(3))
+    e = found.errors
+    assert (e["energy"].n, e["force"].n, e["virial"].n) == (2, 18, 18)
+    assert e["energy"].mae == pytest.approx(0.6)
+    assert e["energy"].rmse == pytest.approx(np.sqrt((0.16 + 0.64) / 2))
+    assert e["energy_per_atom"].mae == pytest.approx(0.2)
+    assert e["energy_per_atom"].rmse == pytest.approx(0.2)
+    assert e["force"].mae == pytest.approx(0.3 / 18)
+    assert e["force"].rmse == pytest.approx(0.3 / np.sqrt(18))
+    assert e["virial"].mae == pytest.approx(1 / 3)
+    assert e["virial"].rmse == pytest.approx(np.sqrt(1 / 3))
+    assert e["virial_per_atom"].mae == pytest.approx((1 / 2 + 1 / 4) / 6)
+
+
+def test_only_labels_that_are_there() -> None:
+    found = compare(Harmonic(), labelled([2, 3], forces=False, virial=False))
+    assert set(found.errors) == {"energy", "energy_per_atom"}
+
+
+@pytest.mark.parametrize(("batch", "expected"), [(None, [5]), (1, [1] * 5), (2, [2, 2, 1]), (5, [5]), (100, [5])])
+def test_batches_give_the_same(batch: int | None, expected: list[int]) -> None:
+    model, made, seen = Harmonic(), labelled([2, 5, 1, 3, 2]), []
+    found = compare(model, made, batch, seen.append)
+    assert model.batches == seen == expected
+    exact = Harmonic().evaluate(made.frames)
+    np.testing.assert_array_equal(found.energy, exact.energy)
+    np.testing.assert_array_equal(found.forces, exact.forces)
+    np.testing.assert_array_equal(found.virial, exact.virial)
+
+
+def test_batches_by_atoms() -> None:
+    model = Harmonic()
+    compare(model, labelled([400, 400, 400, 2000, 24, 1000, 1]))
+    assert model.batches == [2, 1, 1, 2, 1]
+
+
+def test_overall_weighs_every_number_the_same() -> None:
+    a, b = labelled([2] * 3), labelled([4], virial=False)
+    found = [
+        Comparison(a, a.energy + 1.0, np.array(a.forces), np.array(a.virial)),
+        Comparison(b, b.energy + 5.0, np.array(b.forces), np.zeros((1, 3, 3))),
+    ]
+    total = overall(found)
+    assert total["energy"].mae == pytest.approx((3 * 1.0 + 5.0) / 4)
+    assert total["energy"].rmse == pytest.approx(np.sqrt((3 * 1.0 + 25.0) / 4))
+    assert total["virial"] == found[0].errors["virial"]
+
+
+def test_sum_of_measures_is_the_measure_of_all() -> None:
+    x = np.random.default_rng(0).normal(size=(7, 3))
+    whole, parts = ErrorMeasure.of(x), ErrorMeasure.of(x[:2]) + ErrorMeasure.of(x[2:])
+    assert (parts.n, parts.mae, parts.rmse) == pytest.approx((whole.n, whole.mae, whole.rmse), rel=1e-15)
+
+
+def test_refused_frame_is_named() -> None:
+    with pytest.raises(StructureError, match="made, frames 0 to 1: atoms 0 and 1 overlap"):
+        compare(Harmonic(refuses=True), labelled([2, 2]))
+
+
+def test_plain_values() -> None:
+    found = as_dict([compare(Harmonic(), labelled([2, 3], "first")), compare(Harmonic(), labelled([2], "second"))])
+    assert json.loads(json.dumps(found)) == found
+    assert [(s["name"], s["n_frames"], s["n_atoms"]) for s in found["systems"]] == [("first", 2, 5), ("second", 1, 2)]
+    assert found["overall"]["force"] == {"mae": 0.0, "rmse": 0.0, "n": 21, "unit": "eV/Å"}
+
+
+@pytest.mark.parametrize(("n_frames", "virial"), [(1, False), (5, True), (200, True)])
+def test_parity_plot(tmp_path: Path, n_frames: int, virial: bool) -> None:
+    pytest.importorskip("matplotlib")
+    made = labelled([5] * n_frames, virial=virial)
+    noise = np.random.default_rng(0).normal(size=(5 * n_frames, 3))
+    exact = compare(Harmonic(), made)
+    plot_parity([Comparison(made, exact.energy + 0.1, exact.forces + noise, exact.virial)], tmp_path / "parity.png")
+    assert (tmp_path / "parity.png").read_bytes().startswith(b"\x89PNG")
