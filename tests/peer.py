@@ -86,22 +86,23 @@ class Peer:
     """Listens like an MD code, and says what a test tells it to.
 
     Args:
-        address: `unix` for a new unix socket, or a TCP port of this machine, 0 for a free one.
+        address: `unix` for a new unix socket, the path of one, or a TCP port of this machine, 0 for a free one.
         backlog: connections the system keeps waiting.
     """
 
     def __init__(self, address: str | int = "unix", backlog: int = 8) -> None:
-        if address == "unix":
-            self.path = f"/tmp/ipi_dpserver_test_{os.getpid()}_{next(_names)}"
+        self.address = address
+        if isinstance(address, str):
+            self.address = f"/tmp/ipi_dpserver_test_{os.getpid()}_{next(_names)}" if address == "unix" else address
             self.listener = socket.socket(socket.AF_UNIX)
-            self.listener.bind(self.path)
-            self.endpoint = f"unix:{self.path}"
+            self.listener.bind(self.address)
+            self.endpoint = f"unix:{self.address}"
         else:
-            self.path = ""
             self.listener = socket.socket(socket.AF_INET)
             self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self.listener.bind(("127.0.0.1", int(address)))
-            self.endpoint = f"inet:127.0.0.1:{self.listener.getsockname()[1]}"
+            self.listener.bind(("127.0.0.1", address))
+            self.address = self.listener.getsockname()[1]
+            self.endpoint = f"inet:127.0.0.1:{self.address}"
         self.listener.settimeout(PATIENCE)
         self.listener.listen(backlog)
 
@@ -110,8 +111,8 @@ class Peer:
 
     def __exit__(self, *_: object) -> None:
         self.listener.close()
-        if self.path:
-            os.unlink(self.path)
+        if isinstance(self.address, str):
+            os.unlink(self.address)
 
     def accept(self) -> Line:
         sock, _ = self.listener.accept()

@@ -134,10 +134,10 @@ def _finish(settings: Settings, reference: Path) -> None:
         analysis.read_distribution(reference),
         picture,
         f"Water at {settings.temperature:g} K: {n_molecules} molecules, {results.n_beads} beads, "
-        f"{results.time[-1]:.3f} ps of path-integral dynamics",
+        f"{1e3 * results.time[-1]:.0f} fs of path-integral dynamics",
     )
     _print_summary(results)
-    console.out.print(f"picture: [bold]{picture}[/bold]", soft_wrap=True)
+    console.out.print(f"picture: [bold]{picture}[/bold]", soft_wrap=True, highlight=False)
 
 
 def _print_summary(results: Results) -> None:
@@ -145,7 +145,7 @@ def _print_summary(results: Results) -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
-    table.add_row("time steps", f"{len(results.time) - 1}, {results.time[-1]:.4f} ps")
+    table.add_row("time steps", f"{len(results.time) - 1}, {1e3 * results.time[-1]:.1f} fs")
     table.add_row("temperature", f"{results.temperature} K")
     table.add_row("conserved quantity", f"within {abs(results.conserved).max():.3f} meV/atom of its start")
     for name, average in results.kinetic_average.items():

@@ -19,6 +19,7 @@ from dpserver.daemon.link import Link, Phase, Services, Target
 from dpserver.engine import Budget, Engine, ForceModel, Request, Scheduler
 from dpserver.errors import DeviceError
 from dpserver.ipi import Limits
+from dpserver.transport import Backoff
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Daemon:
         timeout: leave when nobody has been connected for so long, s; None waits for ever.
         budget: bounds of a batch.
         limits: bounds on what a peer may announce.
+        make_backoff: pauses between the attempts of one connection.
         clock: seconds, monotonic.
     """
 
@@ -56,13 +58,14 @@ class Daemon:
         timeout: float | None = None,
         budget: Budget | None = None,
         limits: Limits | None = None,
+        make_backoff: Callable[[], Backoff] = Backoff,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
         self._timeout = timeout
         self._scheduler: Scheduler[Request] = Scheduler(budget or Budget(), clock)
         self._owners: dict[Request, Conversation] = {}
-        services = Services(model, self._submit, clock, limits or Limits(), is_once)
+        services = Services(model, self._submit, clock, limits or Limits(), make_backoff, is_once)
         self._links = [Link(t, k + 1, services) for t in targets for k in range(t.connections)]
         self._is_once = is_once
         self._is_stopping = False

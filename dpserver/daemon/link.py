@@ -53,6 +53,7 @@ class Services:
     submit: Callable[[Conversation, Request], None]
     clock: Callable[[], float]
     limits: Limits
+    make_backoff: Callable[[], Backoff]
     is_once: bool
 
 
@@ -88,7 +89,7 @@ class Link:
         self.deadline: float | None = services.clock()
         self._name = str(target.endpoint) + (f" #{number}" if target.connections > 1 else "")
         self._services = services
-        self._backoff = Backoff()
+        self._backoff = services.make_backoff()
         self._pause = 0.0
         self._attempt: Attempt | None = None
         self._closing: Connection | None = None
@@ -192,7 +193,7 @@ class Link:
             if attempt.error != self._last_error:
                 logger.debug("%s: %s", self._name, attempt.error)
             self._attempt, self._last_error = None, attempt.error
-            self._wait(self._backoff.after_refusal())
+            self._wait(self._backoff.after_nobody())
         else:
             self.deadline = self._services.clock() + ATTEMPT_SECONDS
 
@@ -216,8 +217,11 @@ class Link:
         logger.log(
             level, "%s: %s: %s; served %d evaluations%s", self._name, ending.how.value, ending.reason, served, mean
         )
-        is_failure = served == 0 or (ending.how is End.REFUSED and served < USEFUL_EVALUATIONS)
-        self._pause = self._backoff.after_failure() if is_failure else self._backoff.after_success()
+        is_refusal = ending.how is End.REFUSED and served < USEFUL_EVALUATIONS
+        if is_refusal or not served:
+            self._pause = self._backoff.after_failure(is_refusal=is_refusal)
+        else:
+            self._pause = self._backoff.after_success()
         self.last_end, self.conversation = ending.how, None
         self._closing = conversation.connection
         if ending.how is End.REFUSED or has_to_linger:

@@ -96,45 +96,45 @@ def _draw_bond(axes: Axes, results: Results, reference: Distribution | None, pai
 
 
 def _draw_conserved(axes: Axes, results: Results) -> None:
-    axes.plot(results.time, results.conserved, color=_BEADS, lw=1.0)
+    time, label = _time(results)
+    axes.plot(time, results.conserved, color=_BEADS, lw=1.0)
     axes.axhline(0.0, color="0.7", lw=0.6, ls=(0, (4, 3)), zorder=0)
     # One meV per atom is the accuracy such a model is trained to: a smaller range would magnify noise.
     reach = max(1.0, 1.2 * float(np.abs(results.conserved).max()))
-    axes.set(
-        ylim=(-reach, reach),
-        xlabel="time (ps)",
-        ylabel="conserved quantity,\nchange (meV / atom)",
-    )
-    axes.set_xlim(results.time[0], max(results.time[-1], results.time[0] + 1e-3))
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.set(ylim=(-reach, reach), xlabel=label, ylabel="conserved quantity,\nchange (meV / atom)")
+    _span(axes, time)
 
 
 def _draw_kinetic(axes: Axes, results: Results) -> None:
-    end = max(results.time[-1], results.time[0] + 1e-3)
+    time, label = _time(results)
+    settled = time[results.time >= results.settled]
     for name, series in results.kinetic.items():
         colour = _SERIES.get(name, _SPARE)
-        average = results.kinetic_average[name]
-        axes.plot(results.time, series, color=colour, lw=0.9, alpha=0.55)
-        axes.hlines(average.mean, results.settled, end, color=colour, lw=1.6)
-        label = "all atoms" if name == "all" else name
-        axes.annotate(
-            f"{label}  {average.mean:.0f}",
-            (1.01, average.mean),
-            xycoords=("axes fraction", "data"),
-            color=colour,
-            va="center",
-            annotation_clip=False,
-        )
+        average = results.kinetic_average[name].mean
+        axes.plot(time, series, color=colour, lw=0.9, alpha=0.55)
+        axes.hlines(average, settled[0], settled[-1], color=colour, lw=1.6)
+        _label(axes, f"{'all atoms' if name == 'all' else name}  {average:.0f}", average, colour)
     axes.axhline(results.classical, color="k", lw=0.9, ls=(0, (4, 3)))
-    axes.annotate(
-        rf"3/2 $k_\mathrm{{B}}T$  {results.classical:.0f}",
-        (1.01, results.classical),
-        xycoords=("axes fraction", "data"),
-        va="center",
-        annotation_clip=False,
-    )
-    axes.set(xlim=(results.time[0], end), ylim=(0.0, None), xlabel="time (ps)")
-    axes.set_ylabel("quantum kinetic energy\n(meV / atom)")
+    _label(axes, rf"3/2 $k_\mathrm{{B}}T$  {results.classical:.0f}", results.classical, "k")
+    axes.set(ylim=(0.0, None), xlabel=label, ylabel="quantum kinetic energy\n(meV / atom)")
+    _span(axes, time)
+
+
+def _label(axes: Axes, text: str, height: float, colour: str) -> None:
+    """Name a curve at its right end."""
+    where = ("axes fraction", "data")
+    axes.annotate(text, (1.01, height), xycoords=where, color=colour, va="center", annotation_clip=False)
+
+
+def _time(results: Results) -> tuple[Floats, str]:
+    """Time and the label of its axis, in fs where all is shorter than 1 ps."""
+    if results.time[-1] < 1.0:
+        return 1e3 * results.time, "time (fs)"
+    return results.time, "time (ps)"
+
+
+def _span(axes: Axes, time: Floats) -> None:
+    axes.set_xlim(time[0], max(time[-1], time[0] + 1.0))
     axes.xaxis.set_major_locator(MaxNLocator(5))
 
 

@@ -86,35 +86,36 @@ def _is_own_echo(sock: socket.socket) -> bool:
 
 @dataclass
 class Backoff:
-    """Pauses between attempts: short while nobody listens, long for a peer that brings nothing but trouble.
-
-    A peer that starts again on the same port is found within `longest_wait`. One that connects and then breaks the
-    protocol or sends what cannot be computed doubles its own pause each time, up to `longest_penalty`.
+    """Pauses between attempts: short while nobody listens, longer for a peer that brings nothing, or only trouble.
 
     Attributes:
-        shortest_wait, longest_wait: bounds of the pause while nobody listens, s.
-        longest_penalty: bound of the pause after failed connections in a row, s.
+        shortest_wait: first pause, s.
+        longest_wait: while nobody listens, s; a peer that starts again on the same port is found within it.
+        longest_futile: after connections that asked for nothing, s.
+        longest_penalty: after connections that were refused, one after the other, s.
     """
 
     shortest_wait: float = 0.02
     longest_wait: float = 0.15
+    longest_futile: float = 1.0
     longest_penalty: float = 10.0
     _attempts: int = 0
     _failures: int = 0
 
-    def after_refusal(self) -> float:
+    def after_nobody(self) -> float:
         """Pause after an attempt that reached nobody, s."""
         wait = self.shortest_wait * 1.6 ** min(self._attempts, 20)
         self._attempts += 1
         return min(wait, self.longest_wait)
 
     def after_success(self) -> float:
-        """Pause after a connection that was of use and ended well, s."""
+        """Pause after a connection that was of use, s."""
         self._attempts = self._failures = 0
         return self.shortest_wait
 
-    def after_failure(self) -> float:
-        """Pause after a connection that was refused, or of no use to anybody, s."""
+    def after_failure(self, *, is_refusal: bool) -> float:
+        """Pause after a connection that was refused, or asked for nothing, s; doubled each time in a row."""
         self._attempts = 0
         self._failures += 1
-        return min(self.longest_wait * 2.0 ** min(self._failures - 1, 20), self.longest_penalty)
+        longest = self.longest_penalty if is_refusal else self.longest_futile
+        return min(self.longest_wait * 2.0 ** min(self._failures - 1, 20), longest)

@@ -55,6 +55,7 @@ class DPServer(SocketIOCalculator):  # type: ignore[misc]
         command: Sequence[str] = (sys.executable, "-m", "dpserver"),
     ) -> None:
         super().__init__(unixsocket=f"dpserver_{os.getpid()}_{uuid.uuid4().hex[:8]}", launch_client=self._launch)
+        self.log = None  # ASE's own is closed with the first daemon
         self._command = [
             *command,
             *("serve", "--once"),

@@ -81,18 +81,19 @@ def test_a_socket_connected_to_itself_is_nobody():
 
 def test_pauses_are_short_while_nobody_listens():
     backoff = Backoff()
-    waits = [backoff.after_refusal() for _ in range(1000)]
+    waits = [backoff.after_nobody() for _ in range(1000)]
     assert waits == sorted(waits)
     assert waits[0] == backoff.shortest_wait
     assert waits[-1] == backoff.longest_wait < 0.2
 
 
-def test_pauses_double_for_a_peer_that_is_always_refused_and_success_forgives():
+@pytest.mark.parametrize("is_refusal", [True, False])
+def test_pauses_double_after_failures_and_success_forgives(is_refusal):
     backoff = Backoff()
-    waits = [backoff.after_failure() for _ in range(1000)]
+    waits = [backoff.after_failure(is_refusal=is_refusal) for _ in range(1000)]
     assert waits[:3] == [0.15, 0.3, 0.6]
-    assert waits[-1] == backoff.longest_penalty
-    backoff.after_refusal()
-    assert backoff.after_failure() == backoff.longest_penalty
+    assert waits[-1] == (backoff.longest_penalty if is_refusal else backoff.longest_futile)
+    backoff.after_nobody()
+    assert backoff.after_failure(is_refusal=is_refusal) == waits[-1]
     assert backoff.after_success() == backoff.shortest_wait
-    assert backoff.after_failure() == 0.15
+    assert backoff.after_failure(is_refusal=is_refusal) == 0.15
