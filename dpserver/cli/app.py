@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -63,6 +64,9 @@ def with_command(arguments: list[str]) -> list[str]:
 
 def main() -> None:
     """Run the command line: the entry point of the script `dpserver`."""
+    # Read by OpenMP when torch is loaded. By default its idle threads spin, which takes the cores from the MD code
+    # beside us: on two busy cores an evaluation then takes twenty times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(with_command(sys.argv[1:]), prog_name="dpserver")
     except DPServerError as error:

@@ -44,9 +44,10 @@ class WakeUp:
                 pass
 
     def close(self) -> None:
-        """Give both ends back."""
-        os.close(self._read_end)
-        os.close(self._write_end)
+        """Give both ends back; their numbers will name other files, so they are forgotten."""
+        for descriptor in (self._read_end, self._write_end):
+            os.close(descriptor)
+        self._read_end = self._write_end = -1
 
 
 class ComputeThread:

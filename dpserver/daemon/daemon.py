@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import selectors
-import socket
 import time
 from collections.abc import Callable, Sequence
 from enum import IntEnum
@@ -19,17 +18,15 @@ from dpserver.daemon.link import Link, Phase, Services, Target
 from dpserver.engine import Budget, Engine, ForceModel, Request, Scheduler
 from dpserver.errors import DeviceError
 from dpserver.ipi import Limits
-from dpserver.transport import Backoff
+from dpserver.transport import Backoff, Watchable
 
 logger = logging.getLogger(__name__)
 
 
 class ExitCode(IntEnum):
-    """What a daemon tells its shell."""
+    """What a daemon tells its shell; 2 and 3 are errors of the command line, before there is a daemon."""
 
     STOPPED = 0
-    USAGE = 2
-    MODEL_REFUSED = 3
     INPUT_REFUSED = 4
     DEVICE_LOST = 5
     TIMED_OUT = 6
@@ -74,7 +71,7 @@ class Daemon:
         self._wake_up = WakeUp()
         self._compute = ComputeThread(Engine(model), self._wake_up)
         self._selector = selectors.DefaultSelector()
-        self._watched: dict[Link, tuple[socket.socket, int]] = {}
+        self._watched: dict[Link, tuple[Watchable, int]] = {}
 
     def stop(self) -> None:
         """Ask to leave once no answer is owed; from any thread or a signal handler."""
@@ -185,12 +182,12 @@ class Daemon:
 
     def _watch(self) -> None:
         """Let the selector know what the links are waiting for now."""
-        wanted = {link: (sock, link.interest) for link in self._links if (sock := link.socket) is not None}
+        wanted = {link: (handle, link.interest) for link in self._links if (handle := link.watchable) is not None}
         stale = [link for link, watched in self._watched.items() if wanted.get(link) != watched]
         # First all that ends: a new socket may have got the descriptor of an old one.
         for link in stale:
             self._selector.unregister(self._watched.pop(link)[0])
-        for link, (sock, interest) in wanted.items():
+        for link, (handle, interest) in wanted.items():
             if link not in self._watched:
-                self._selector.register(sock, interest, link)
-                self._watched[link] = sock, interest
+                self._selector.register(handle, interest, link)
+                self._watched[link] = handle, interest

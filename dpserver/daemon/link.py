@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import selectors
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -12,7 +11,7 @@ from enum import Enum
 from dpserver.daemon.conversation import Conversation, End, Ending
 from dpserver.engine import Assigner, ForceModel, Order, Request
 from dpserver.ipi import Limits
-from dpserver.transport import Attempt, Backoff, Connection, Endpoint
+from dpserver.transport import Attempt, Backoff, Connection, Endpoint, Watchable
 from dpserver.transport.dialer import ATTEMPT_SECONDS
 from dpserver.transport.endpoint import Address
 
@@ -98,7 +97,7 @@ class Link:
         self._is_last = services.is_once
 
     @property
-    def socket(self) -> socket.socket | None:
+    def watchable(self) -> Watchable | None:
         """What to watch."""
         match self.phase:
             case Phase.DIALLING if self._attempt is not None:

@@ -6,15 +6,23 @@ import contextlib
 import socket
 from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 Buffer = bytes | bytearray | memoryview
 
-CHUNK_BYTES = 1 << 18
+CHUNK_BYTES = 1 << 17
 CHUNKS_PER_TURN = 16
 """Read at most this much of one peer before the others have their turn."""
 
 MAX_BUFFERS = 512
 """Buffers in one system call; the system allows 1024."""
+
+
+class Watchable(Protocol):
+    """What a selector can watch."""
+
+    def fileno(self) -> int:
+        """Its descriptor."""
 
 
 class Connection:

@@ -98,15 +98,16 @@ class DPServer(SocketIOCalculator):  # type: ignore[misc]
 
     def close(self) -> None:
         """Let the daemon go, and wait until it is gone; a later calculation starts another."""
-        server = self.server
+        server, is_told = self.server, False
         if server is not None:
             server.proc = None  # ours to wait for
             if server.protocol is not None:
                 with contextlib.suppress(OSError):
                     server.protocol.end()
+                    is_told = True
         super().close()
         if self._daemon is not None:
-            self._daemon.stop()
+            self._daemon.stop(_GRACE if is_told else 0.0)
             self._daemon = None
 
     def _launch(self, atoms: ase.Atoms, properties: Any, port: int | None, unixsocket: str) -> subprocess.Popen[bytes]:
@@ -146,8 +147,10 @@ class _Daemon:
         words = " | ".join(self._log.read().decode(errors="replace").splitlines()[-3:])
         return words or f"dpserver left with status {self.process.returncode} and no word"
 
-    def stop(self) -> None:
-        """Ask it to leave, and wait; at once where it has left already."""
+    def stop(self, patience: float) -> None:
+        """Wait for so many seconds that it leaves by itself, then ask it to, and wait."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(patience)
         self._end()
 
 

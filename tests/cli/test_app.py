@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -112,3 +113,13 @@ def test_error_classes_reach_the_shell(monkeypatch, capsys):
     monkeypatch.setattr("dpserver.models.checkpoint.read", refuse)
     assert run(monkeypatch, "info", "w.pt") == 3
     assert capsys.readouterr().err == "error: of another kind\n"
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_idle_threads_sleep_unless_the_user_wants_otherwise(monkeypatch, given, used):
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    else:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    run(monkeypatch, "--version")
+    assert os.environ["OMP_WAIT_POLICY"] == used

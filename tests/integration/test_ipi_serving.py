@@ -114,9 +114,9 @@ def write_input(
         if kind == "unix"
         else f"<address> {host} </address> <port> {port} </port>"
     )
-    h = cell_bohr(frames)  # GENH: columns are the lattice vectors
+    h = cell_bohr(frames)  # i-PI writes the lattice vectors as columns
     lines = [f"{s} " + " ".join(f"{c:.8f}" for c in r) for s, r in zip(symbols, x, strict=True)]
-    comment = "# CELL(GENH): " + " ".join(f"{c:.8f}" for c in h.T.ravel()) + " cell{atomic_unit} positions{atomic_unit}"
+    comment = "# CELL(H): " + " ".join(f"{c:.8f}" for c in h.T.ravel()) + " cell{atomic_unit} positions{atomic_unit}"
     (folder / "start.xyz").write_text("\n".join([str(len(x)), comment, *lines]) + "\n")
     velocities = f"<velocities mode='manual'> [ {', '.join(f'{c:.10f}' for c in v.ravel())} ] </velocities>"
     (folder / "input.xml").write_text(

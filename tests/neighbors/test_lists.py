@@ -20,9 +20,13 @@ def table(i: np.ndarray, j: np.ndarray, shift: np.ndarray) -> np.ndarray:
     return rows[np.lexsort(rows.T[::-1])]
 
 
-def by_ase(frame: Frames, rcut: float) -> np.ndarray:
-    i, j, shift = primitive_neighbor_list("ijS", frame.pbc[0], frame.cell[0], frame.positions, rcut)
-    return table(i, j, shift)
+def by_ase(frame: Frames, rcut: float, quantities: str = "ijS") -> tuple[np.ndarray, ...]:
+    """ASE's answer; it gets open directions as long vectors at right angles to the rest (zeros lead it astray)."""
+    pbc, cell = frame.pbc[0], frame.cell[0].copy()
+    open_directions = np.linalg.svd(cell[pbc])[2][int(pbc.sum()) :]
+    cell[~pbc] = open_directions * (np.ptp(frame.positions, axis=0).max() + 2 * rcut)
+    found: tuple[np.ndarray, ...] = primitive_neighbor_list(quantities, pbc, cell, frame.positions, rcut)
+    return found
 
 
 def check(frames: Frames, rcut: float) -> int:
@@ -34,7 +38,7 @@ def check(frames: Frames, rcut: float) -> int:
     for k, frame in enumerate(frames):
         mine, first = frame_of_edge == k, frames.offsets[k]
         found = table(edges.centre[mine] - first, edges.neighbour[mine] - first, edges.shift[mine])
-        np.testing.assert_array_equal(found, by_ase(frame, rcut))
+        np.testing.assert_array_equal(found, table(*by_ase(frame, rcut)))
     vectors = frames.positions[edges.neighbour] - frames.positions[edges.centre]
     vectors = vectors + np.einsum("es,esd->ed", edges.shift, frames.cell[frame_of_edge])
     np.testing.assert_allclose(edges.distance, np.linalg.norm(vectors, axis=1), rtol=1e-12, atol=1e-12)
@@ -107,10 +111,10 @@ def any_frame(draw: st.DrawFn) -> Frames:
     return Frames.single(positions, np.zeros(len(positions), dtype=int), cell, pbc)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(frame=any_frame(), rcut=st.floats(0.5, 6.0))
 def test_same_edges_as_ase_for_any_frame(frame: Frames, rcut: float) -> None:
-    distances = primitive_neighbor_list("d", frame.pbc[0], frame.cell[0], frame.positions, rcut + 0.1)
+    *_, distances = by_ase(frame, rcut + 0.1, "ijSd")
     assume(not np.any(np.abs(distances - rcut) < 1e-9))  # either answer would be right
     assume(not np.any(distances < 0.06))
     check(frame, rcut)

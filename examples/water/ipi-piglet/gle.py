@@ -86,5 +86,5 @@ def element(name, units, centroid, others):
 if __name__ == "__main__":
     drift, static, error = fit()
     print(f"<!-- Largest error of a harmonic mode's quantum fluctuation up to {X_MAX:g} kT: {100 * error:.2g} % -->")
-    print(element("A", "inversepicosecond", np.eye(N) / CENTROID_TIME, drift * RATE))
+    print(element("A", "terahertz*rad", np.eye(N) / CENTROID_TIME, drift * RATE))
     print(element("C", "kelvin", np.eye(N) * BEADS * TEMPERATURE, static * BEADS * TEMPERATURE))

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dpserver.cli import app, serve
+from dpserver.errors import ConfigError
+from dpserver.frames import Frames
+from dpserver.models import checkpoint
+from dpserver.models.config import ModelConfig, parse
+from dpserver.models.potential import Potential
+from dpserver.transport import InetEndpoint, UnixEndpoint
+from tests import structures
+from tests.peer import EXIT, GETFORCE, NEEDINIT, PATIENCE, Line, Peer, posdata
+
+CONFIG = {
+    "type_map": ["O", "H"],
+    "descriptor": {
+        "type": "se_e2_a", "sel": [30, 60], "rcut": 3.0, "rcut_smth": 1.0, "neuron": [4, 8], "axis_neuron": 2,
+    },
+    "fitting_net": {"neuron": [8]},
+}  # fmt: skip
+FRAME = structures.cubic()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "w.pt"
+    potential = Potential(parse(ModelConfig, CONFIG))
+    potential.template = ("O", "H", "H")
+    checkpoint.save(path, potential)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    """Serving sets the package's log up; the next test is to find it as it was."""
+    logger = logging.getLogger("dpserver")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before
+
+
+def run(monkeypatch, *arguments: object) -> int:
+    """Run the command line in this process and return its exit status."""
+    monkeypatch.setattr(sys, "argv", ["dpserver", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    return int(ended.value.code or 0)
+
+
+def check(line: Line, model: Path, frame: Frames = FRAME) -> None:
+    expected = checkpoint.load(model, device="cpu").evaluate(frame)
+    reply = line.ask(frame.positions, frame.cell[0])
+    np.testing.assert_allclose(reply.energy, expected.energy, rtol=1e-10)
+    np.testing.assert_allclose(reply.forces[0], expected.forces, atol=1e-10)
+
+
+def in_background(play: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=play)
+    thread.start()
+    return thread
+
+
+LOCAL = InetEndpoint("localhost", 31415)
+
+
+@pytest.mark.parametrize(
+    ("given", "endpoints"),
+    [
+        ({}, [LOCAL]),
+        ({"port": 4000}, [InetEndpoint("localhost", 4000)]),
+        ({"host": "node7"}, [InetEndpoint("node7", 31415)]),
+        ({"host": "node7", "port": 4000}, [InetEndpoint("node7", 4000)]),
+        ({"unix": "water"}, [UnixEndpoint("/tmp/ipi_water")]),
+        ({"is_unix": True, "host": "water", "port": 4000}, [UnixEndpoint("/tmp/ipi_water")]),
+        ({"is_unix": True}, [UnixEndpoint("/tmp/ipi_localhost")]),
+        ({"unix": "water", "prefix": "/run/md_"}, [UnixEndpoint("/run/md_water")]),
+        ({"connect": ["unix:a", "inet:h:1"]}, [UnixEndpoint("/tmp/ipi_a"), InetEndpoint("h", 1)]),
+        ({"connect": ["unix:a"], "port": 31415}, [UnixEndpoint("/tmp/ipi_a"), LOCAL]),
+    ],
+)
+def test_every_way_to_name_an_endpoint(given, endpoints):
+    options = {"port": None, "host": None, "unix": None, "is_unix": False, "prefix": "/tmp/ipi_", "connect": []}
+    assert serve._endpoints(**{**options, **given}) == [(endpoint, None) for endpoint in endpoints]
+
+
+@pytest.mark.parametrize(("text", "count"), [("auto", 1), ("1", 1), ("32", 32)])
+def test_connections(text, count):
+    assert serve._connections(text) == count
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many", "1.5", "100000", ""])
+def test_connections_out_of_bounds(text):
+    with pytest.raises(ConfigError, match=r"--connections must be auto or a number from 1 to"):
+        serve._connections(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--port", "0"], "port 0 is out of range"),
+        (["--connect", "http://x"], "of no known kind"),
+        (["--connect", "shm:x"], "not supported yet"),
+        (["--unix", "x", "--connect", "unix:x"], "endpoint unix:/tmp/ipi_x is named twice"),
+        (["--host", "no.such.host.invalid"], "has no address"),
+        (["--template", "nowhere.xyz"], "'nowhere.xyz' is no file"),
+        (["--connect", "unix:x@nowhere.xyz"], "'nowhere.xyz' is no file"),
+        (["--template", "w.xyz", "--species", "O H H"], "give one of them"),
+        (["--species", "O H Xx"], "species 'Xx' (atom 2 of --species (O H Xx)) is unknown to the model"),
+        (["--timeout", "0"], "--timeout must be positive seconds, got 0"),
+        (["--connections", "0"], "--connections must be auto or a number"),
+        (["--log-level", "loud"], "log level 'loud' is unknown; expected one of debug, info, warning, error"),
+        (["--precision", "half"], "precision"),
+    ],
+)
+def test_options_that_cannot_be_used_are_one_line_and_exit_2(model, monkeypatch, capsys, options, complaint):
+    assert run(monkeypatch, "--model", model, *options) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if not re.match(r"\d{4}-", line)]
+    assert line.startswith("error: ")
+    assert complaint in line
+
+
+def test_a_missing_model_exits_3(monkeypatch, capsys, tmp_path):
+    assert run(monkeypatch, "--model", tmp_path / "none.pt") == 3
+    assert f"error: model file {tmp_path}/none.pt does not exist" in capsys.readouterr().err
+
+
+def test_a_model_is_needed(monkeypatch, capsys):
+    assert run(monkeypatch, "--port", "31415") == 2
+    assert "--model" in capsys.readouterr().err
+
+
+def test_nobody_listening_exits_6(model, monkeypatch, capsys):
+    assert run(monkeypatch, "--model", model, "--unix", "dpserver_test_nobody", "--timeout", "0.1") == 6
+    assert "nobody has listened for 0.1 s" in capsys.readouterr().err
+
+
+def test_a_peer_is_served_once(model, monkeypatch, capsys):
+    with Peer() as peer:
+
+        def play() -> None:
+            with peer.accept() as line:
+                line.handshake()
+                check(line, model)
+                line.send(EXIT)
+                line.is_closed()
+
+        thread = in_background(play)
+        assert run(monkeypatch, "--model", model, "--unix", peer.address, "--once") == 0
+        thread.join(PATIENCE)
+    log = capsys.readouterr().err
+    assert "w.pt: knows O, H, cutoff 3 Å" in log
+    assert "species of 24 atoms (O 8, H 16) are O H×2, 8 times, from the model's own template" in log
+    assert "left: said EXIT; served 1 evaluations, mean" in log
+
+
+def test_every_option_can_come_from_the_environment(model, monkeypatch, capsys):
+    with Peer() as a, Peer() as b:
+        settings = {
+            "MODEL": model, "CONNECT": f"{a.endpoint} {b.endpoint}", "ONCE": "1", "SPECIES": "H O H", "LOG_JSON": "1",
+            "CONNECTIONS": "1", "DEVICE": "cpu", "PRECISION": "double", "TIMEOUT": "20", "LOG_LEVEL": "debug",
+        }  # fmt: skip
+        for name, value in settings.items():
+            monkeypatch.setenv(f"DPSERVER_{name}", str(value))
+
+        def play() -> None:
+            with a.accept() as first, b.accept() as second:
+                first.send(posdata(FRAME.positions, FRAME.cell[0]), GETFORCE)
+                first.reply(FRAME.n_atoms)
+                first.send(EXIT)
+                second.send(EXIT)
+                first.is_closed()
+
+        thread = in_background(play)
+        assert run(monkeypatch, "serve") == 0
+        thread.join(PATIENCE)
+    entries = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert {"time", "level", "logger", "message"} == set(entries[0])
+    assert any("from --species (H O H)" in entry["message"] for entry in entries)
+
+
+def test_refused_input_exits_4_when_serving_once(model, monkeypatch, capsys):
+    with Peer() as peer:
+
+        def play() -> None:
+            with peer.accept() as line:
+                line.send(b"GET / HTTP/1.1\r\n\r\n")
+                assert line.is_closed()
+
+        thread = in_background(play)
+        assert run(monkeypatch, "--model", model, "--unix", peer.address, "--once") == 4
+        thread.join(PATIENCE)
+    assert "refused: expected the header" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_real_daemon_that_is_serving(model, number):
+    with Peer() as peer:
+        command = [sys.executable, "-m", "dpserver", "--model", str(model), "--unix", str(peer.address)]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"})
+        try:
+            peer.listener.settimeout(60)
+            with peer.accept() as line:
+                assert line.status() == NEEDINIT
+                check(line, model)
+                process.send_signal(number)
+                assert line.is_closed()
+            _, log = process.communicate(timeout=60)
+        finally:
+            process.kill()
+            process.wait()
+    assert process.returncode == 0
+    assert "asked to stop" in log
+    assert "we were asked to stop; served 1 evaluations" in log
+    assert "Traceback" not in log
