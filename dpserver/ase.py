@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import ase
 import numpy as np
@@ -21,7 +21,7 @@ from dpserver.models import checkpoint
 from dpserver.models.potential import Potential
 
 
-class DPCalculator(Calculator):  # type: ignore[misc]
+class DPCalculator(Calculator):
     """ASE calculator that evaluates a Deep Potential in process.
 
     Units are ASE's: eV, eV/Å and eV/Å³. The stress is -Ξ/V in Voigt order xx yy zz yz xz xy, positive when the cell is
@@ -38,10 +38,10 @@ class DPCalculator(Calculator):  # type: ignore[misc]
         ConfigError: the precision is unknown.
     """
 
-    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress"]
+    implemented_properties: list[str] = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
 
     def __init__(self, model: str | Path | Potential, device: str = "auto", precision: str | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.potential = model if isinstance(model, Potential) else checkpoint.load(model, device, precision)
 
     def calculate(
@@ -55,7 +55,11 @@ class DPCalculator(Calculator):  # type: ignore[misc]
         Raises:
             StructureError: a species that the model does not know, or a structure that has no answer.
         """
-        super().calculate(atoms, list(properties), list(system_changes))
+        atoms = self.atoms if atoms is None else atoms
+        if atoms is None:
+            raise StructureError("there are no atoms to evaluate; set atoms.calc and ask the atoms")
+        self.results = {}
+        self.atoms = atoms.copy()
         self.results = self._evaluate(self.atoms)
 
     def _evaluate(self, atoms: ase.Atoms) -> dict[str, Any]:

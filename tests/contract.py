@@ -92,6 +92,16 @@ class PotentialContract:
         sums = np.bincount(frames.frame_idx, weights=result.atom_energy)
         np.testing.assert_allclose(result.energy, sums, rtol=1e-13)
 
+    def test_each_atom_carries_the_bias_of_its_species(self) -> None:
+        potential, frames = self.potential(), self.frames()
+        before = potential.evaluate(frames)
+        bias = np.linspace(2.5, -1.0, len(potential.species))
+        potential.energy_bias += torch.from_numpy(bias)
+        after = potential.evaluate(frames)
+        shift = after.atom_energy - before.atom_energy
+        np.testing.assert_allclose(shift, bias[frames.types], rtol=0, atol=EXACT.energy)
+        np.testing.assert_array_equal(after.forces, before.forces)
+
     def test_same_numbers_twice(self) -> None:
         potential, frames = self.potential(), self.frames()
         first, second = potential.evaluate(frames), potential.evaluate(frames)

@@ -65,7 +65,7 @@ def with_command(arguments: list[str]) -> list[str]:
 def main() -> None:
     """Run the command line: the entry point of the script `dpserver`."""
     # Read by OpenMP when torch is loaded. By default its idle threads spin and take the cores from the MD code and all
-    # else beside us; eight boxes of 64 waters on two cores, shared with five more processes, then took 5 s instead of 0.2 s.
+    # else beside us: 8 boxes of 64 waters on two cores, shared with five other processes, took 5 s instead of 0.2 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(with_command(sys.argv[1:]), prog_name="dpserver")

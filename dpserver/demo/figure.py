@@ -64,19 +64,19 @@ def draw(results: Results, reference: Distribution | None, path: Path, title: st
 
 
 def _draw_distribution(axes: Axes, results: Results, reference: Distribution | None, pair: str) -> None:
-    curves = results.distribution
-    edges, g = coarsen(curves.edges, curves.g[pair], 2)
+    curves = [results.distribution]
     if reference is not None and pair in reference.g:
-        other_edges, other = coarsen(reference.edges, reference.g[pair], 2)
-        axes.fill_between(_middle(other_edges), other, color=_REFERENCE, alpha=0.3, lw=0, label="DFT-MD frames")
-        axes.plot(_middle(other_edges), other, color=_REFERENCE, lw=0.7)
+        curves.append(reference)
+        edges, g = coarsen(reference.edges, reference.g[pair], 2)
+        axes.fill_between(_middle(edges), g, color=_REFERENCE, alpha=0.3, lw=0, label="DFT-MD frames")
+        axes.plot(_middle(edges), g, color=_REFERENCE, lw=0.7)
+    edges, g = coarsen(results.distribution.edges, results.distribution.g[pair], 2)
     axes.plot(_middle(edges), g, color=_BEADS, label=f"{results.n_beads} beads")
     axes.axhline(1.0, color="0.7", lw=0.6, ls=(0, (4, 3)), zorder=0)
-    top = 1.4 * max(1.0, float(g[_middle(edges) > _BONDS].max(initial=0.0)))
-    axes.set(xlim=(0.6, edges[-1]), ylim=(0.0, top), xlabel="$r$ (Å)", ylabel=rf"$g_\mathrm{{{pair}}}(r)$")
+    highest = max(float(c.g[pair][_middle(c.edges) > _BONDS].max(initial=1.0)) for c in curves)
+    axes.set(xlim=(0.6, edges[-1]), ylim=(0.0, 1.5 * highest), xlabel="$r$ (Å)", ylabel=rf"$g_\mathrm{{{pair}}}(r)$")
     axes.xaxis.set_major_locator(MultipleLocator(1.0))
-    others = reference.g.get(pair, g) if reference is not None else g
-    if max(g.max(), others.max()) > top:
+    if max(float(c.g[pair].max()) for c in curves) > 1.5 * highest:
         _draw_bond(axes, results, reference, pair)
 
 

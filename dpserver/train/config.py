@@ -258,7 +258,7 @@ class TrainingConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """DeePMD-kit 3.2's optimizer section: Adam with its usual constants."""
+    """DeePMD-kit 3.2's optimizer section: Adam with its usual constants; `OptionsConfig.optimizer` goes before it."""
 
     fixed: ClassVar[Table] = {"adam_beta1": 0.9, "adam_beta2": 0.999, "weight_decay": 0.0}
 
@@ -273,9 +273,11 @@ class OptionsConfig(Section):
             or single. It governs. Where it is missing, DeePMD-kit's `precision` of descriptor and fitting net
             decides: float32 in both means mixed, "default" and float64 mean double.
         device: auto, cpu, cuda or cuda:N.
+        optimizer: adam, DeePMD-kit's; or soap, which needs many times fewer steps, see `dpserver.train.soap`.
     """
 
     precision: Precision = "double"
+    optimizer: Literal["adam", "soap"] = "adam"
     device: Annotated[Str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
 
 

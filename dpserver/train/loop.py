@@ -1,4 +1,4 @@
-"""The training loop: draw a batch, differentiate the loss, take a step of Adam; now and then validate and save."""
+"""The training loop: draw a batch, differentiate the loss, take a step; now and then validate and save."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from dpserver.models import checkpoint
 from dpserver.train.config import TrainInput
 from dpserver.train.data import Batch, BatchSampler, fingerprint, read_systems
 from dpserver.train.loss import Errors, Loss
+from dpserver.train.soap import SOAP
 from dpserver.train.systems import System, check_labels, initial_potential
 
 
@@ -82,7 +83,7 @@ class Trainer:
             ).to(device)
         else:
             self.potential = checkpoint.restore(resumed, str(restart)).to(device)
-        self.optimizer = torch.optim.Adam(self.potential.parameters(), lr=self.lr(0), fused=True)
+        self.optimizer = _make_optimizer(config.options.optimizer, self.potential.parameters(), self.lr(0))
         self.loss = Loss(config.loss, config.learning_rate.start_lr)
         if resumed is not None:
             self._resume(resumed, str(restart))
@@ -172,6 +173,7 @@ class Trainer:
             "data_fingerprint": self.fingerprint,
             "n_frames": sum(s.data.n_frames for s in self.systems),
             "systems": [Path(s.data.name).name for s in self.systems],
+            "optimizer": self.config.options.optimizer,
             "learning_rate": self.config.learning_rate.model_dump(mode="json"),
             "loss": self.config.loss.model_dump(mode="json"),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -180,7 +182,7 @@ class Trainer:
         }
 
     def _take_step(self, lr: float) -> Errors:
-        """One step of Adam; returns the errors before it."""
+        """One step of the optimizer; returns the errors before it."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         batch = next(self.sampler)
@@ -223,6 +225,9 @@ class Trainer:
                 f"model.{', model.'.join(changed)} of the input is not what the checkpoint {name} was trained with; "
                 "restart with the same model section"
             )
+        used, wanted = values["training"]["optimizer"], self.config.options.optimizer
+        if used != wanted:
+            raise ConfigError(f"dpserver.optimizer is {wanted}, but the checkpoint {name} was trained with {used}")
         if values["training"]["data_fingerprint"] != self.fingerprint:
             raise DataError(f"the training data is not that of the checkpoint {name}; restart with the same data")
         self.potential.set_precision(self.config.options.precision)
@@ -237,6 +242,10 @@ def checkpoints(prefix: Path) -> list[Path]:
     """Checkpoints `prefix-STEP.pt` in order of their steps."""
     steps = {p: p.name[len(prefix.name) + 1 : -len(".pt")] for p in prefix.parent.glob(f"{prefix.name}-*.pt")}
     return sorted((p for p, step in steps.items() if step.isdecimal()), key=lambda p: int(steps[p]))
+
+
+def _make_optimizer(name: str, weights: Iterable[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    return SOAP(weights, lr=lr) if name == "soap" else torch.optim.Adam(weights, lr=lr, fused=True)
 
 
 def _choose_seed(config: TrainInput) -> int:

@@ -15,6 +15,7 @@ i-PI's conventions: atomic units, lattice vectors as columns of the cell, virial
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,8 @@ from ipi.utils.softexit import softexit
 from numpy.typing import NDArray
 
 import dpserver
-from dpserver.engine import Assigner, Engine, Request
-from dpserver.engine.species import order_from_parameters
-from dpserver.errors import DPServerError
+from dpserver.engine import Assigner, Engine, Order, Request
+from dpserver.errors import ConfigError, DPServerError
 from dpserver.ipi import Structures
 from dpserver.units import BOHR, HARTREE, HARTREE_PER_BOHR
 
@@ -62,9 +62,7 @@ class DeepPotential(Dummy_driver):  # type: ignore[misc]
         super().__init__(**i_pi)
         potential = dpserver.load(model, device, precision)
         self._engine = Engine(potential)
-        self._assigner = Assigner(
-            potential, order_from_parameters({"template": template, "species": species}), "dp_pes"
-        )
+        self._assigner = Assigner(potential, _order(template, species), "dp_pes")
 
     def compute(self, cell: Floats | list[Floats], pos: Floats | list[Floats]) -> Answer | list[Answer]:
         """Evaluate one structure, or a list of them at once.
@@ -81,10 +79,9 @@ class DeepPotential(Dummy_driver):  # type: ignore[misc]
         return self._guarded([cell], [pos])[0]
 
     def _guarded(self, cells: list[Floats], positions: list[Floats]) -> list[Answer]:
-        """Evaluate; on failure raise where i-PI hears it, and end the run where it does not.
+        """Evaluate; on failure raise, and end the run if it is i-PI itself that asks.
 
-        An error in the polling thread of `<ffdirect threaded="True">` would end that thread alone, and i-PI would wait
-        for its answer for ever.
+        i-PI asks from threads of its own. An error there ends that thread alone, and i-PI waits for ever.
         """
         try:
             return self._evaluate(cells, positions)
@@ -100,3 +97,11 @@ class DeepPotential(Dummy_driver):  # type: ignore[misc]
             raise forces
         in_atomic_units = (forces.energy / HARTREE, forces.forces / HARTREE_PER_BOHR, forces.virial / HARTREE)
         return [(float(e), f, v, "") for e, f, v in zip(*in_atomic_units, strict=True)]
+
+
+def _order(template: str, species: str) -> Order | None:
+    if template and species:
+        raise ConfigError("both a template and species are given; give one of them")
+    if template:
+        return Order.from_file(Path(template), "template")
+    return Order.from_text(species, "species") if species else None

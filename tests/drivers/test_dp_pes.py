@@ -9,16 +9,16 @@ import pytest
 
 pytest.importorskip("ipi")
 
-from ipi.pes import load_pes, scan_pes_file  # noqa: E402
-from ipi.utils.io.inputs import read_args_kwargs  # noqa: E402
+from ipi.pes import load_pes, scan_pes_file
+from ipi.utils.io.inputs import read_args_kwargs
 
-from dpserver.errors import ConfigError, ModelFileError, StructureError  # noqa: E402
-from dpserver.frames import Frames  # noqa: E402
-from dpserver.models import checkpoint  # noqa: E402
-from dpserver.models.potential import Potential  # noqa: E402
-from dpserver.units import BOHR, HARTREE  # noqa: E402
-from tests import structures  # noqa: E402
-from tests.models.test_se_e2_a import make  # noqa: E402
+from dpserver.errors import ConfigError, ModelFileError, StructureError
+from dpserver.frames import Frames
+from dpserver.models import checkpoint
+from dpserver.models.potential import Potential
+from dpserver.units import BOHR, HARTREE
+from tests import structures
+from tests.models.test_se_e2_a import make
 
 PES = Path(__file__).resolve().parents[2] / "drivers" / "ipi" / "dp_pes.py"
 
@@ -107,6 +107,8 @@ def test_refusals(model: Path, tmp_path: Path) -> None:
         driver(f"model={tmp_path}/none.pt")
     with pytest.raises(ConfigError, match="is no file"):
         driver(f"model={model}, template={tmp_path}/none.xyz")
+    with pytest.raises(ConfigError, match="both a template and species"):
+        driver(f"model={model}, template=water.xyz, species=O H H")
     pes = driver(f"model={model}, species=O H H")
     cell, positions = on_the_wire(structures.cubic())
     with pytest.raises(StructureError, match="whole multiple"):

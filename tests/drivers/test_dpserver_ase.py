@@ -103,7 +103,7 @@ def test_unknown_species(dpserver_ase, model: Path) -> None:
     atoms = ase.Atoms("SH2", structures.molecule().positions)
     with (
         dpserver_ase.DPServer(model) as atoms.calc,
-        pytest.raises(CalculationFailed, match="species 'S' .* is unknown to the model"),
+        pytest.raises(CalculationFailed, match=r"species 'S' .* is unknown to the model"),
     ):
         atoms.get_forces()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,8 @@ from uuid import uuid4
 import ase.io
 import numpy as np
 import pytest
+from ase import units
+from scipy.linalg import solve_continuous_lyapunov
 
 from dpserver.ase import DPCalculator
 from dpserver.demo.trajectory import read_properties
@@ -21,6 +25,7 @@ from dpserver.units import BOLTZMANN, HARTREE
 ROOT = Path(__file__).resolve().parents[2]
 WATER = ROOT / "examples" / "water"
 N_ATOMS = 192
+LIMIT = 150  # s, for one example
 SHELL = f"""
 set -e
 dpserver() {{ {sys.executable} -m dpserver "$@"; }}
@@ -53,11 +58,18 @@ def run(name: str, tmp_path: Path, replacements: dict[str, str]) -> Path:
     commands = re.findall(r"```sh\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert commands
     script = SHELL + "\n".join(commands) + "\nwait\n"
-    done = subprocess.run(
-        ["bash", "-c", script], cwd=folder, capture_output=True, text=True, timeout=150, env=os.environ, check=False
-    )
-    logs = "".join(log.read_text(encoding="utf-8") for log in folder.glob("*.log"))
-    assert done.returncode == 0, done.stdout + done.stderr + logs
+    with (folder / "output").open("wb") as output:
+        shell = subprocess.Popen(
+            ["bash", "-c", script], cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            status = shell.wait(LIMIT)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGKILL)
+            shell.wait()
+    said = "".join(file.read_text(encoding="utf-8") for file in (folder / "output", *folder.glob("*.log")))
+    assert status == 0, said
     return folder
 
 
@@ -107,6 +119,32 @@ def test_pimd(tmp_path: Path) -> None:
     assert table["kinetic_cv"][0] * HARTREE == pytest.approx(1.5 * N_ATOMS * BOLTZMANN * 300.0, rel=1e-4)
 
 
+@pytest.mark.parametrize("x", [0.1, 1.0, 4.0, 8.0, 13.0, 18.0])
+def test_piglet_fluctuations_are_quantum(x: float) -> None:
+    """A harmonic mode of ħω = x kT in the thermostat of input.xml: Σ_k x² <q_k²> / PkT = (x/2) coth(x/2)."""
+    text = (WATER / "ipi-piglet" / "input.xml").read_text(encoding="utf-8")
+    drift, static = (_matrices(text, name) for name in "AC")
+    n_beads, beads_temperature = len(drift), len(drift) * 300.0
+    rate = BOLTZMANN / units._hbar * units._e * 1e-12 * 300.0  # kT/ħ, 1/ps
+    fluctuation = 0.0
+    for k in range(n_beads):
+        noise = drift[k] @ static[k] + static[k] @ drift[k].T
+        assert np.linalg.eigvalsh(noise).min() > -1e-6 * np.abs(noise).max()
+        omega = np.hypot(2 * n_beads * np.sin(np.pi * k / n_beads), x)
+        flow = np.pad(drift[k] / rate, (1, 0))
+        flow[0, 1], flow[1, 0] = -1.0, omega**2
+        covariance = solve_continuous_lyapunov(flow, np.pad(noise / rate / beads_temperature, (1, 0)))
+        assert k or covariance[0, 0] == pytest.approx(1 / x**2)
+        fluctuation += x**2 * covariance[0, 0]
+    assert fluctuation == pytest.approx(x / 2 / np.tanh(x / 2), rel=2e-3)
+
+
+def _matrices(text: str, name: str) -> np.ndarray:
+    found = re.search(rf'<{name} shape="\((\d+), (\d+), \d+\)"[^>]*>\s*\[([^]]*)\]', text)
+    assert found is not None
+    return np.array(found[3].split(","), dtype=float).reshape(int(found[1]), int(found[2]), -1)
+
+
 def test_piglet(tmp_path: Path) -> None:
     check(run_ipi("ipi-piglet", tmp_path, 6), drift=5.0, temperature=(150.0, 800.0))
 
@@ -117,3 +155,38 @@ def test_multiple_time_steps(tmp_path: Path) -> None:
 
 def test_ring_polymer_contraction(tmp_path: Path) -> None:
     check(run_ipi("ipi-rpc", tmp_path, 6), drift=5.0)
+
+
+def test_ase_langevin(tmp_path: Path) -> None:
+    folder = run("ase-langevin", tmp_path, {"run.py 2000": "run.py 5", r"HERE.parents\[2\]": f"Path({str(ROOT)!r})"})
+    frames = ase.io.read(folder / "md.traj", index=":")
+    assert len(frames) == 2
+    assert frames[0].get_potential_energy() == pytest.approx(first_energy(), rel=1e-8)
+    assert 0 < frames[-1].get_temperature() < 300
+
+
+def test_ase_cell(tmp_path: Path) -> None:
+    folder = run("ase-cell", tmp_path, {"run.py 200": "run.py 4"})
+    before = ase.io.read(WATER / "water.xyz")
+    after = ase.io.read(folder / "relaxed.xyz")
+    assert after.get_potential_energy() < first_energy()
+    assert after.get_volume() != before.get_volume()
+    np.testing.assert_allclose(after.cell.angles(), 90.0)
+    np.testing.assert_allclose(after.cell.lengths(), after.cell.lengths()[0])
+
+
+def test_training(tmp_path: Path) -> None:
+    folder = run(
+        "training",
+        tmp_path,
+        {
+            "make_data.py 50": "make_data.py 5",
+            '"numb_steps": 2000': '"numb_steps": 20',
+            '"disp_freq": 100': '"disp_freq": 10',
+        },
+    )
+    student = DPCalculator(folder / "mine.pt")
+    atoms = ase.io.read(WATER / "water.xyz")
+    atoms.calc = student
+    assert atoms.get_potential_energy() == pytest.approx(first_energy(), abs=0.05 * N_ATOMS)
+    assert student.potential.template == tuple(atoms.symbols)

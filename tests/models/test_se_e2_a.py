@@ -175,9 +175,14 @@ def test_sel_must_be_resolved() -> None:
         Potential(parse(ModelConfig, model_with_sel("auto")))
 
 
-def test_empty_slots_add_the_value_at_the_cutoff() -> None:
-    """Against DeePMD-kit's own way: every slot of `sel` filled, the empty ones with R̃ = 0 before normalisation."""
-    potential = make(type_one_side=False, sel=[15, 27])
+@pytest.mark.parametrize("one_side", [True, False])
+@pytest.mark.parametrize("exclude", [[], [[0, 1]], [[0, 0]]])
+def test_descriptor_slot_by_slot(one_side: bool, exclude: list[list[int]]) -> None:
+    """Against DeePMD-kit's own way: every slot of `sel` filled, the empty ones with R̃ = 0 before normalisation.
+
+    An excluded neighbour takes its slot and adds nothing; with a net for each pair, that of an excluded pair is gone.
+    """
+    potential = make(type_one_side=one_side, sel=[15, 27], exclude_types=exclude)
     frame = structures.cluster()
     graph = potential.graph(frame)
     d, types, r_ij = potential.descriptor, torch.as_tensor(frame.types), graph.vectors()
@@ -187,10 +192,14 @@ def test_empty_slots_add_the_value_at_the_cutoff() -> None:
     for place, atom in enumerate(graph.atoms[0].tolist()):
         moment = torch.zeros(4, 8, dtype=torch.float64)
         for species, sel in enumerate((15, 27)):
+            is_excluded = [0, species] in exclude
+            if is_excluded and not one_side:
+                continue
             mine = rows[(graph.centre == atom) & (types[graph.neighbour] == species)]
             assert 0 < len(mine) < sel
-            slots = torch.cat([mine, empty.expand(sel - len(mine), 4)])
-            moment += slots.T @ d.embedding[species * 2](slots[:, :1]) / (15 + 27)
+            slots = torch.cat([torch.zeros_like(mine) if is_excluded else mine, empty.expand(sel - len(mine), 4)])
+            net = d.embedding[species if one_side else species * 2]
+            moment += slots.T @ net(slots[:, :1]) / (15 + 27)
         torch.testing.assert_close((moment.T @ moment[:, :3]).flatten(), features[place], rtol=1e-12, atol=1e-14)
 
 

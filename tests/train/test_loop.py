@@ -17,6 +17,12 @@ def trainer(folder: Path, restart: Path | None = None, **training) -> Trainer:
     return Trainer(load_input(path), folder, restart)
 
 
+def choose(folder: Path, **options: str) -> None:
+    """Write an input with our own section."""
+    values = json.loads(teacher.write_input(folder).read_text())
+    (folder / "input.json").write_text(json.dumps({**values, "dpserver": options}))
+
+
 def weights(t: Trainer) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in t.potential.parameters()])
 
@@ -42,7 +48,9 @@ def test_reports_come_with_errors_at_the_steps_of_the_curve(tmp_path):
     assert reports[-1].lr < 1e-4
 
 
-def test_restart_continues_to_the_same_numbers(tmp_path):
+@pytest.mark.parametrize("optimizer", ["adam", "soap"])
+def test_restart_continues_to_the_same_numbers(tmp_path, optimizer):
+    choose(tmp_path, optimizer=optimizer)
     whole = trainer(tmp_path)
     lines: list[StepReport] = []
     whole.run(lines.append)
@@ -85,8 +93,7 @@ def test_old_checkpoints_are_dropped(tmp_path):
 
 
 def test_the_precision_of_the_input_is_that_of_the_weights(tmp_path):
-    values = json.loads(teacher.write_input(tmp_path).read_text())
-    (tmp_path / "input.json").write_text(json.dumps({**values, "dpserver": {"precision": "mixed"}}))
+    choose(tmp_path, precision="mixed")
     t = trainer(tmp_path)
     t.run(should_stop=lambda: t.step == 2)
     assert weights(t).dtype == torch.float32
@@ -105,6 +112,14 @@ def test_restart_needs_the_same_model(tmp_path):
     values["model"]["fitting_net"]["neuron"] = [11, 11]
     (tmp_path / "input.json").write_text(json.dumps(values))
     with pytest.raises(ConfigError, match=r"model\.fitting_net of the input is not what the checkpoint"):
+        trainer(tmp_path, path)
+
+
+def test_restart_needs_the_same_optimizer(tmp_path):
+    path = trainer(tmp_path).save_checkpoint()
+    values = json.loads((tmp_path / "input.json").read_text())
+    (tmp_path / "input.json").write_text(json.dumps({**values, "dpserver": {"optimizer": "soap"}}))
+    with pytest.raises(ConfigError, match=r"optimizer is soap, but the checkpoint .* was trained with adam"):
         trainer(tmp_path, path)
 
 

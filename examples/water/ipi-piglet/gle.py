@@ -8,6 +8,10 @@ at the temperature PT reaches it with normal modes of frequency Ω_k² = (2PkT/�
 and the centroid is classical (Ceriotti and Manolopoulos, PRL 109, 100604, 2012). White noise has τ = 1, for which the
 sum converges slowly with P. Here all modes but the centroid share one generalized Langevin equation for the momentum p
 and two auxiliary momenta, whose stationary covariance gives a τ that rises with Ω as it should, for all ω up to X_MAX.
+
+Heat leaks from these modes into the centroid where their frequencies meet, at the stretches. The centroid's thermostat,
+which obeys the fluctuation-dissipation theorem, is strong there and weak for slow motion: its friction at ω is
+w + a ω²/(c² + ω²).
 """
 
 import numpy as np
@@ -16,8 +20,8 @@ from scipy.optimize import least_squares
 BEADS = 6
 TEMPERATURE = 300.0  # K
 X_MAX = 20.0  # ħω/kT, 4170 cm⁻¹
-CENTROID_TIME = 0.1  # ps
-RATE = 0.13092039 * TEMPERATURE  # kT/ħ, 1/ps
+RATE = 0.13092034 * TEMPERATURE  # kT/ħ, 1/ps
+CENTROID = (0.1, 15.0, 10.0)  # kT/ħ: friction at ω = 0, what it gains towards high ω, and where
 
 N = 3  # the momentum and two more
 LOWER = np.tril_indices(N)
@@ -57,7 +61,11 @@ def residuals(parameters, x, omega, weights):
     sigma, slowest = covariance(drift, noise, omega.ravel())
     damping = friction(drift, omega.ravel()) / omega.ravel()
     errors = sigma[:, 0, 0].reshape(omega.shape).sum(axis=1) / weights - 1
-    unhealthy = [np.minimum(damping - 0.3, 0), np.maximum(damping - 1.5, 0), np.minimum(slowest / omega.ravel() - 0.15, 0)]
+    unhealthy = [
+        np.minimum(damping - 0.3, 0),
+        np.maximum(damping - 1.5, 0),
+        np.minimum(slowest / omega.ravel() - 0.15, 0),
+    ]
     return np.concatenate([300 * errors, *(3 * u for u in unhealthy), 1e-3 * parameters])
 
 
@@ -76,15 +84,25 @@ def fit():
     return drift, (static + static.T) / 2, np.abs(best.fun[: len(x)]).max() / 300
 
 
-def element(name, units, centroid, others):
+def centroid():
+    """Drift of the centroid in units of kT/ħ; its covariance is the identity times PT."""
+    white, gain, corner = CENTROID
+    drift = corner * np.eye(N)
+    drift[0, 0] = white + gain
+    drift[0, 1] = drift[1, 0] = np.sqrt(gain * corner)
+    return drift
+
+
+def element(name, units, first, others):
     """One matrix for each normal mode, as an XML element."""
-    rows = [", ".join(f"{v:.8g}" for v in row) for m in (centroid, *[others] * (BEADS - 1)) for row in m]
+    rows = (", ".join(f"{v:.8g}" for v in row) for m in (first, *[others] * (BEADS - 1)) for row in m)
     body = ",\n".join(f"            {row}" for row in rows)
-    return f'          <{name} shape="({BEADS}, {N}, {N})" units="{units}">\n          [\n{body}\n          ]\n          </{name}>'
+    start = f'          <{name} shape="({BEADS}, {N}, {N})" units="{units}">'
+    return f"{start}\n          [\n{body}\n          ]\n          </{name}>"
 
 
 if __name__ == "__main__":
     drift, static, error = fit()
     print(f"<!-- Largest error of a harmonic mode's quantum fluctuation up to {X_MAX:g} kT: {100 * error:.2g} % -->")
-    print(element("A", "terahertz*rad", np.eye(N) / CENTROID_TIME, drift * RATE))
+    print(element("A", "terahertz*rad", centroid() * RATE, drift * RATE))
     print(element("C", "kelvin", np.eye(N) * BEADS * TEMPERATURE, static * BEADS * TEMPERATURE))
