@@ -3,8 +3,7 @@
 #   make demo    path-integral water with i-PI, about six minutes, leaves demo/water.png
 #   make test    lint and all tests
 #
-# PYTHON=python3.12 chooses the interpreter. Without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
-# spares the download of CUDA.
+# PYTHON=python3.12 chooses the interpreter.
 
 PYTHON ?=
 VENV   := .venv
