@@ -115,7 +115,7 @@ def test_npt(tmp_path: Path) -> None:
 
 def test_pimd(tmp_path: Path) -> None:
     table = run_ipi("ipi-pimd", tmp_path, 6)
-    check(table, drift=5.0)
+    check(table, drift=3.0)
     assert table["kinetic_cv"][0] * HARTREE == pytest.approx(1.5 * N_ATOMS * BOLTZMANN * 300.0, rel=1e-4)
 
 
@@ -150,11 +150,11 @@ def test_piglet(tmp_path: Path) -> None:
 
 
 def test_multiple_time_steps(tmp_path: Path) -> None:
-    check(run_ipi("ipi-mts", tmp_path, 8), drift=5.0)
+    check(run_ipi("ipi-mts", tmp_path, 8), drift=1.0)
 
 
 def test_ring_polymer_contraction(tmp_path: Path) -> None:
-    check(run_ipi("ipi-rpc", tmp_path, 6), drift=5.0)
+    check(run_ipi("ipi-rpc", tmp_path, 6), drift=3.0)
 
 
 def test_ase_langevin(tmp_path: Path) -> None:
