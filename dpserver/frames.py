@@ -74,10 +74,10 @@ class Frames:
             pbc: periodic directions; by default all three with a cell and none without.
 
         Raises:
-            StructureError: where shapes do not fit, or a periodic direction has no lattice vector.
+            StructureError: shapes do not fit, types are no indices, or a periodic direction has no lattice vector.
         """
         x = np.ascontiguousarray(positions, dtype=np.float64)
-        t = np.ascontiguousarray(types, dtype=np.int64)
+        t = _indices(types)
         h = np.zeros((3, 3)) if cell is None else np.ascontiguousarray(cell, dtype=np.float64)
         if x.ndim != 2 or x.shape[1] != 3:
             raise StructureError(f"positions must have shape (n_atoms, 3), got {x.shape}")
@@ -151,6 +151,20 @@ class Frames:
             raise StructureError(f"atom {atom} has type {self.types[atom]}; the model knows 0 to {n_species - 1}")
         for cell, pbc in zip(self.cell, self.pbc, strict=True):
             _check_cell(cell[pbc])
+
+
+def _indices(types: ArrayLike) -> Ints:
+    """Species indices as int64; symbols and fractions are refused."""
+    try:
+        given = np.asarray(types)
+    except ValueError:
+        raise StructureError("types must be one list of numbers; it holds lists of different lengths") from None
+    if given.size and (given.dtype.kind not in "biuf" or not (np.isfinite(given) & (given == np.trunc(given))).all()):
+        raise StructureError(
+            f"types must be indices into the model's species, such as 0 for the first, got {given.ravel()[0]!s}, …; "
+            "turn symbols into indices with species.index(symbol)"
+        )
+    return np.ascontiguousarray(given, dtype=np.int64)
 
 
 def _check_cell(vectors: Floats) -> None:

@@ -56,6 +56,22 @@ def test_single_refuses_wrong_shapes(arguments: tuple[Any, ...], message: str) -
         Frames.single(*arguments)
 
 
+@pytest.mark.parametrize("types", [["O", "H"], ["0", "1"], [0.5, 1.0], [np.nan, 0.0], [None, 0], np.array(["O", "H"])])
+def test_single_refuses_types_that_are_no_indices(types: Any) -> None:
+    with pytest.raises(StructureError, match="types must be indices into the model's species, such as 0 for the first"):
+        Frames.single([[0, 0, 0], [1, 1, 1]], types)
+
+
+def test_single_refuses_ragged_types() -> None:
+    with pytest.raises(StructureError, match="types must be one list of numbers"):
+        Frames.single([[0, 0, 0], [1, 1, 1]], [[0], [0, 1]])
+
+
+def test_single_takes_whole_numbers_of_any_kind() -> None:
+    for types in ([0, 1], [0.0, 1.0], np.array([0, 1], dtype=np.uint8)):
+        np.testing.assert_array_equal(Frames.single([[0, 0, 0], [1, 1, 1]], types).types, [0, 1])
+
+
 # --- joining and taking apart ----------------------------------------------------------------------------------------
 
 KINDS = (structures.cubic, structures.slab, structures.cluster, structures.molecule, structures.atom)

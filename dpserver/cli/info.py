@@ -19,10 +19,12 @@ def info(
     model: Annotated[Path, typer.Argument(help="Model file.", metavar="w.pt", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a card.")] = False,
 ) -> None:
-    """Show what a model file holds: species, network, training, errors."""
+    """Show what a model file holds: species, network, training, errors. A file that cannot be used is refused."""
     from dpserver.models import checkpoint
 
-    described = describe(checkpoint.read(model))
+    values = checkpoint.read(model)
+    checkpoint.restore(values, str(model))
+    described = describe(values)
     described = {"file": str(model), "bytes": model.stat().st_size, **described}
     if as_json:
         typer.echo(json.dumps(described, indent=2, allow_nan=False))

@@ -53,8 +53,10 @@ def test(
 
     from dpserver.models import checkpoint
     from dpserver.train import data as datasets
-    from dpserver.train import report
+    from dpserver.train import figure, report
 
+    if plot is not None:
+        figure.check_format(plot)
     potential = checkpoint.load(model, device=device, precision=precision)
     systems = datasets.read_systems(data, potential.species)
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"), TimeRemainingColumn())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,14 +50,17 @@ def train(
     with console.err.status("reading data and neighbour lists"):
         trainer = Trainer(config, Path.cwd(), checkpoint)
     _describe(trainer, checkpoint)
-    is_done = _run(trainer, config, None if checkpoint is None else trainer.step)
+    with _signals() as should_stop:
+        is_done = _run(trainer, config, None if checkpoint is None else trainer.step, should_stop)
+        if is_done:
+            trainer.save_model(output)
+            _tell(f"model: {output}   (dpserver info {output}; dpserver --model {output} --port 31415)")
+        else:
+            command = f"dpserver train {input_file} --restart {config.training.save_ckpt}"
+            _tell(f"stopped at step {trainer.step} of {config.training.numb_steps}; continue with: {command}")
     _draw(Path(config.training.disp_file))
     if not is_done:
-        command = f"dpserver train {input_file} --restart {config.training.save_ckpt}"
-        _tell(f"stopped at step {trainer.step} of {config.training.numb_steps}; continue with: {command}")
         raise typer.Exit(console.INTERRUPTED)
-    trainer.save_model(output)
-    _tell(f"model: {output}   (dpserver info {output}; dpserver --model {output} --port 31415)")
 
 
 def _check_output(output: Path) -> None:
@@ -90,7 +93,7 @@ def _describe(trainer: Trainer, checkpoint: Path | None) -> None:
         _tell(f"continuing from {checkpoint} at step {trainer.step}")
 
 
-def _run(trainer: Trainer, config: TrainInput, restart_step: int | None) -> bool:
+def _run(trainer: Trainer, config: TrainInput, restart_step: int | None, should_stop: Callable[[], bool]) -> bool:
     """Train with a progress bar, the curve and, if asked for, TensorBoard; returns whether it came to its end."""
     from dpserver.train.board import Board
     from dpserver.train.curve import LearningCurve
@@ -107,13 +110,12 @@ def _run(trainer: Trainer, config: TrainInput, restart_step: int | None) -> bool
             else None
         )
         progress, task = stack.enter_context(_progress(trainer.step, t.numb_steps))
-        should_stop = stack.enter_context(_signals())
 
         def on_step(report: StepReport) -> None:
             progress.update(task, completed=report.step)
             if not report.train:
                 return
-            progress.update(task, errors=_errors(report))
+            progress.console.print(f"step {report.step:>8d}  {_errors(report)}", highlight=False, soft_wrap=True)
             if curve is not None:
                 curve.write(report.step, report.lr, report.train, report.validation)
             if board is not None:
@@ -139,10 +141,9 @@ def _progress(first: int, last: int) -> Iterator[tuple[Progress, TaskID]]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[errors]}"),
     )
     with Progress(*columns, console=console.err, refresh_per_second=2) as progress:
-        yield progress, progress.add_task("", total=last, completed=first, errors="")
+        yield progress, progress.add_task("", total=last, completed=first)
 
 
 class _Stop:

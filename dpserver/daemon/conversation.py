@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -14,14 +15,23 @@ from dpserver.transport import Connection
 
 logger = logging.getLogger(__name__)
 
-KNOWN_PARAMETERS = frozenset({"template", "species", "batch_size"})
+KNOWN_PARAMETERS = ("batch_size", "species", "template")
+
+
+def _explain_unknown(parameters: Sequence[str]) -> str:
+    """Say which INIT parameters are not ours, which are, and which were probably meant."""
+    near = [difflib.get_close_matches(name.casefold(), KNOWN_PARAMETERS, n=1) for name in parameters]
+    meant = sorted({name for names in near for name in names})
+    hint = f"; did you mean {', '.join(meant)}?" if meant else ""
+    names = ", ".join(map(repr, parameters))
+    return f"INIT parameters without a meaning here: {names}; known are {', '.join(KNOWN_PARAMETERS)}{hint}"
 
 
 class End(Enum):
-    """How a conversation came to its end."""
+    """How a conversation came to its end: the first two are the peer's doing, the last is ours."""
 
     LEFT = "left"
-    LOST = "lost"
+    LOST = "lost"  # left while we owed it something, or in the middle of a message
     REFUSED = "refused"
 
 
@@ -46,6 +56,7 @@ class Conversation:
 
     Attributes:
         ending: set once there is nothing more to say.
+        has_heard: whether the peer has said anything.
         n_evaluations: structures answered.
         seconds: time from the arrival of their positions until their answers, summed over messages.
     """
@@ -61,6 +72,7 @@ class Conversation:
     ) -> None:
         self.connection = connection
         self.ending: Ending | None = None
+        self.has_heard = False
         self.n_evaluations = 0
         self.seconds = 0.0
         self._assigner = assigner
@@ -97,6 +109,7 @@ class Conversation:
 
     def _receive(self) -> None:
         for chunk in self.connection.receive():
+            self.has_heard |= bool(chunk)
             self._session.receive_data(chunk)
             self._advance()
             if self.ending is not None:
@@ -117,8 +130,8 @@ class Conversation:
             case Initialised(bead, parameters, batch_size):
                 self._assigner.parameters = parameters
                 logger.debug("%s: INIT for bead %d, batches of %d, %s", self._name, bead, batch_size, parameters)
-                if unknown := sorted(parameters.keys() - KNOWN_PARAMETERS):
-                    logger.warning("%s: INIT parameters %s mean nothing here", self._name, ", ".join(unknown))
+                if unknown := sorted(parameters.keys() - set(KNOWN_PARAMETERS)):
+                    logger.warning("%s: %s", self._name, _explain_unknown(unknown))
             case ForcesWanted(structures):
                 self._asked_at = self._clock()
                 self._n_asked = structures.n_frames

@@ -112,7 +112,7 @@ class Daemon:
             if self._is_once:
                 self._leave_finished_targets()
             if all(link.phase is Phase.DONE for link in self._links):
-                refused = any(link.last_end in {End.REFUSED, End.LOST} for link in self._links)
+                refused = any(link.last_end is End.REFUSED for link in self._links)
                 return ExitCode.INPUT_REFUSED if refused and self._is_once else ExitCode.STOPPED
             if self._has_timed_out():
                 logger.error("nobody has listened for %g s", self._timeout)

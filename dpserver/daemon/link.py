@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 LINGER_SECONDS = 1.0
 """How long a peer has to notice that we closed; what it sends meanwhile is read and dropped."""
 
+SILENCE_SECONDS = 30.0
+"""How long a peer may say nothing at all after it has accepted, before the log asks what listens there."""
+
 STOP_SECONDS = 10.0
 """How long a peer has to take an answer that is due when we are asked to stop."""
 
@@ -126,7 +129,7 @@ class Link:
                 if mask & selectors.EVENT_WRITE:
                     self.conversation.on_writable()
                 if mask & selectors.EVENT_READ:
-                    self.conversation.on_readable()
+                    self._hear(self.conversation)
                 self.settle()
             case Phase.CLOSING if self._closing is not None and self._closing.discard():
                 self._close()
@@ -139,6 +142,13 @@ class Link:
             case Phase.DIALLING if self._attempt is not None:
                 self._attempt.skip()
                 self._advance_attempt()
+            case Phase.SERVING if self.conversation is not None and not self.conversation.has_heard:
+                logger.warning(
+                    "%s: connected, but the peer has said nothing for %.0f s; does an MD code listen there?",
+                    self._name,
+                    SILENCE_SECONDS,
+                )
+                self.deadline = None
             case Phase.SERVING:
                 self._end(Ending(End.LOST, f"did not take its answer within {STOP_SECONDS:.0f} s"))
             case Phase.CLOSING:
@@ -203,7 +213,15 @@ class Link:
         self.conversation = Conversation(
             connection, assigner, self._name, services.submit, services.clock, services.limits
         )
-        self.phase, self.deadline, self._has_told = Phase.SERVING, None, False
+        self.phase, self.deadline = Phase.SERVING, services.clock() + SILENCE_SECONDS
+        self._has_told = False
+
+    def _hear(self, conversation: Conversation) -> None:
+        """Read; the first word of the peer ends the wait for it."""
+        was_silent = not conversation.has_heard
+        conversation.on_readable()
+        if was_silent and conversation.has_heard:
+            self.deadline = None
 
     def _end(self, ending: Ending, *, has_to_linger: bool = False) -> None:
         """Take leave: at once where the peer has left, else after it has had the time to notice."""
@@ -212,10 +230,9 @@ class Link:
             return
         served = conversation.n_evaluations
         mean = f", mean {1e3 * conversation.seconds / served:.3g} ms" if served else ""
+        noun = "evaluation" if served == 1 else "evaluations"
         level = logging.INFO if ending.how is End.LEFT else logging.WARNING
-        logger.log(
-            level, "%s: %s: %s; served %d evaluations%s", self._name, ending.how.value, ending.reason, served, mean
-        )
+        logger.log(level, "%s: %s: %s; served %d %s%s", self._name, ending.how.value, ending.reason, served, noun, mean)
         is_refusal = ending.how is End.REFUSED and served < USEFUL_EVALUATIONS
         if is_refusal or not served:
             self._pause = self._backoff.after_failure(is_refusal=is_refusal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from dpserver.demo.analysis import Distribution, Results
@@ -57,9 +59,11 @@ def draw(results: Results, reference: Distribution | None, path: Path, title: st
         panels[0].legend(loc="upper right", handlelength=1.6, borderaxespad=0.0)
         left, right = lower.subplots(1, 2)
         _draw_conserved(left, results)
-        _draw_kinetic(right, results)
+        labels = _draw_kinetic(right, results)
         for letter, axes in zip("abcde", [*panels, left, right], strict=False):
             axes.set_title(f"({letter})", loc="left", fontsize=9, fontweight="bold", pad=4)
+        figure.draw_without_rendering()  # settles the places of the labels
+        _separate(labels, 72.0 / figure.dpi)
         figure.savefig(path)
 
 
@@ -105,25 +109,65 @@ def _draw_conserved(axes: Axes, results: Results) -> None:
     _span(axes, time)
 
 
-def _draw_kinetic(axes: Axes, results: Results) -> None:
+def _draw_kinetic(axes: Axes, results: Results) -> list[Annotation]:
+    """Draw the series and their averages; return the names of the lines."""
     time, label = _time(results)
     settled = time[results.time >= results.settled]
+    labels = []
     for name, series in results.kinetic.items():
         colour = _SERIES.get(name, _SPARE)
         average = results.kinetic_average[name].mean
         axes.plot(time, series, color=colour, lw=0.9, alpha=0.55)
         axes.hlines(average, settled[0], settled[-1], color=colour, lw=1.6)
-        _label(axes, f"{'all atoms' if name == 'all' else name}  {average:.0f}", average, colour)
+        labels.append(_label(axes, f"{'all atoms' if name == 'all' else name}  {average:.0f}", average, colour))
     axes.axhline(results.classical, color="k", lw=0.9, ls=(0, (4, 3)))
-    _label(axes, rf"3/2 $k_\mathrm{{B}}T$  {results.classical:.0f}", results.classical, "k")
+    labels.append(_label(axes, rf"3/2 $k_\mathrm{{B}}T$  {results.classical:.0f}", results.classical, "k"))
     axes.set(ylim=(0.0, None), xlabel=label, ylabel="quantum kinetic energy\n(meV / atom)")
     _span(axes, time)
+    return labels
 
 
-def _label(axes: Axes, text: str, height: float, colour: str) -> None:
+def _label(axes: Axes, text: str, height: float, colour: str) -> Annotation:
     """Name a curve at its right end."""
-    where = ("axes fraction", "data")
-    axes.annotate(text, (1.01, height), xycoords=where, color=colour, va="center", annotation_clip=False)
+    return axes.annotate(
+        text,
+        (1.01, height),
+        xytext=(0.0, 0.0),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        color=colour,
+        va="center",
+        annotation_clip=False,
+    )
+
+
+def _separate(labels: Sequence[Annotation], points: float) -> None:
+    """Move labels up or down until there is some air between them; `points` is the size of a pixel."""
+    boxes = [label.get_window_extent() for label in labels]
+    centres = np.array([0.5 * (box.y0 + box.y1) for box in boxes])
+    gap = 1.7 * max(box.height for box in boxes)
+    for label, shift in zip(labels, apart(centres, gap) - centres, strict=True):
+        label.set_position((0.0, points * shift))
+
+
+def apart(heights: Floats, gap: float) -> Floats:
+    """The heights closest to the given ones, in the least squares, that keep a distance and their order.
+
+    Args:
+        heights: (n,), in any order.
+        gap: smallest distance of neighbours.
+    """
+    order = np.argsort(heights, kind="stable")
+    steps = gap * np.arange(len(heights))
+    groups: list[list[float]] = []
+    for height in heights[order] - steps:
+        groups.append([height])
+        while len(groups) > 1 and np.mean(groups[-2]) > np.mean(groups[-1]):
+            last = groups.pop()
+            groups[-1] += last
+    moved = np.empty(len(heights))
+    moved[order] = steps + np.array([np.mean(group) for group in groups for _ in group])
+    return moved
 
 
 def _time(results: Results) -> tuple[Floats, str]:

@@ -20,7 +20,7 @@ from dpserver import neighbors
 from dpserver.engine.runner import ForceModel
 from dpserver.engine.templates import read_symbols
 from dpserver.errors import ConfigError, StructureError
-from dpserver.frames import Floats, Frames, Ints
+from dpserver.frames import Bools, Floats, Frames, Ints
 from dpserver.ipi import Structures
 
 logger = logging.getLogger(__name__)
@@ -121,6 +121,7 @@ class Assigner:
         self._order = order
         self._name = name
         self._types: Ints | None = None
+        self._boundaries: set[tuple[bool, ...]] = set()
         self.parameters: Mapping[str, str] = {}
 
     def frames(self, structures: Structures) -> Frames:
@@ -137,12 +138,14 @@ class Assigner:
         """
         n_frames, n_atoms = structures.n_frames, structures.n_atoms
         is_new = self._types is None or len(self._types) != n_atoms
-        types, origin = self._assign(n_atoms) if is_new or self._types is None else (self._types, "")
+        pbc = np.asarray(structures.cell.any(axis=2))
+        types, origin = self._assign(n_atoms, pbc[0]) if is_new or self._types is None else (self._types, "")
+        self._watch_boundaries(pbc)
         frames = Frames(
             structures.positions.reshape(-1, 3),
             np.tile(types, n_frames),
             structures.cell,
-            np.asarray(structures.cell.any(axis=2)),
+            pbc,
             np.repeat(np.arange(n_frames), n_atoms),
         )
         if is_new:
@@ -151,7 +154,25 @@ class Assigner:
             self._types = types
         return frames
 
-    def _assign(self, n_atoms: int) -> tuple[Ints, str]:
+    def _watch_boundaries(self, pbc: Bools) -> None:
+        """Warn once of each kind of boundaries that may be an accident: the cell lost a vector, or later all of them.
+
+        Args:
+            pbc: (n_frames, 3).
+        """
+        for kind in sorted(set(map(tuple, pbc.tolist())) - self._boundaries, reverse=True):
+            if any(kind) and not all(kind):
+                logger.warning(
+                    "%s: the structure is %s, where the lattice vector is zero; if this is not a slab or wire, the "
+                    "cell is damaged",
+                    self._name,
+                    describe_boundaries(kind),
+                )
+            elif self._boundaries and not any(kind):
+                logger.warning("%s: the cell has become zero, and the structure open", self._name)
+            self._boundaries.add(kind)
+
+    def _assign(self, n_atoms: int, pbc: Bools) -> tuple[Ints, str]:
         """Choose the order that rules and stretch it over the atoms."""
         try:
             order = self._choose()
@@ -167,13 +188,14 @@ class Assigner:
         types = np.tile(order.types(self._model.species), repeats)
         counts = np.bincount(types, minlength=len(self._model.species))
         logger.info(
-            "%s: species of %d atoms (%s) are %s%s, from %s",
+            "%s: species of %d atoms (%s) are %s%s, from %s; boundaries: %s",
             self._name,
             n_atoms,
             ", ".join(f"{s} {c}" for s, c in zip(self._model.species, counts, strict=True)),
             order.summary(),
             f", {repeats} times" if repeats > 1 else "",
             order.origin,
+            describe_boundaries(pbc.tolist()),
         )
         return types, order.origin
 
@@ -191,6 +213,21 @@ class Assigner:
             "own. Give --template FILE, --species 'O H H', or in the peer's input <parameters> {template: FILE} "
             "</parameters>"
         )
+
+
+def describe_boundaries(pbc: Sequence[bool]) -> str:
+    """Name the boundaries of one structure.
+
+    Args:
+        pbc: the three directions, whether periodic.
+
+    Returns:
+        `periodic`, `open`, or `open along c`.
+    """
+    axes = [axis for axis, is_periodic in zip("abc", pbc, strict=True) if not is_periodic]
+    if not axes:
+        return "periodic"
+    return "open" if len(axes) == 3 else f"open along {' and '.join(axes)}"
 
 
 def check_contacts(frame: Frames, model: ForceModel, origin: str) -> None:
@@ -216,8 +253,10 @@ def check_contacts(frame: Frames, model: ForceModel, origin: str) -> None:
     worst = close[np.argmin(edges.distance[close] / limit[kinds][close])]
     i, j = edges.centre[worst], edges.neighbour[worst]
     a, b = frame.types[i], frame.types[j]
+    n_pairs = (len(close) + 1) // 2
+    too_close = f"{n_pairs} {'pair is' if n_pairs == 1 else 'pairs are'} too close"
     raise StructureError(
         f"atoms {i} ({model.species[a]}) and {j} ({model.species[b]}) are {edges.distance[worst]:.3f} Å apart; no such "
-        f"pair was closer than {known[a, b]:.3f} Å in training, and {(len(close) + 1) // 2} pairs are too close. Most "
-        f"likely the atoms are not in the order of {origin}; else look at the cell and at the units"
+        f"pair was closer than {known[a, b]:.3f} Å in training, and {too_close}. Most likely the "
+        f"atoms are not in the order of {origin}; else look at the cell and at the units"
     )

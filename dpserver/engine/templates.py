@@ -22,6 +22,8 @@ def read_symbols(path: Path) -> tuple[str, ...]:
     """
     if not path.is_file():
         raise ConfigError(f"template {str(path)!r} is no file (seen from {Path.cwd()}); give the path of a structure")
+    if not path.stat().st_size:
+        raise ConfigError(f"template {str(path)!r} is empty; give a file of one structure")
     if path.stat().st_size > _LARGEST_FILE:
         raise ConfigError(f"template {str(path)!r} is larger than {_LARGEST_FILE} bytes; give a file of one structure")
     symbols = _read_xyz(path) if path.suffix.lower() in {".xyz", ".extxyz"} else _read_by_ase(path)
@@ -38,8 +40,9 @@ def _read_xyz(path: Path) -> tuple[str, ...]:
             column = _species_column(next(lines))
             return tuple([next(lines).split()[column] for _ in range(n_atoms)])
     except (ValueError, IndexError, StopIteration) as error:
+        why = "it ends too early" if isinstance(error, StopIteration) else str(error)
         raise ConfigError(
-            f"template {str(path)!r} is no XYZ file: {type(error).__name__} {error}; expected the number of atoms, a "
+            f"template {str(path)!r} is no XYZ file: {why}; expected the number of atoms, a "
             "comment, and one line for each atom that starts with its symbol"
         ) from None
 

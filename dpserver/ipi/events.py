@@ -35,7 +35,8 @@ class PeerLeft:
     """Nothing more will come.
 
     Attributes:
-        is_clean: whether the peer said EXIT or closed between two exchanges, owed nothing.
+        is_clean: whether the peer said EXIT or closed between two exchanges, owed nothing; not so while we were
+            computing, before it took its forces, or in the middle of a message.
         reason: how it left, for the log.
     """
 

@@ -118,15 +118,16 @@ class Session:
             The next event, or None: nothing until more bytes come, or until `send` brings the forces asked for.
 
         Raises:
-            RemoteProtocolError: the peer said what it may not say now, or left in the middle of a message.
+            RemoteProtocolError: the peer said what it may not say now.
         """
         try:
             while self._state is not State.OVER:
                 if self._state is State.COMPUTING or not self._buffer:
                     return self._leave() if self._has_ended else None
-                if (head := self._complete_message()) is None:
-                    return None
-                if (event := self._handle(*head)) is not None:
+                message, size = self._head()
+                if message is None or len(self._buffer) < size:
+                    return self._leave_midway(message, size) if self._has_ended else None
+                if (event := self._handle(message, size)) is not None:
                     return event
         except RemoteProtocolError:
             self._end()
@@ -157,21 +158,14 @@ class Session:
         outbox, self._outbox = self._outbox, []
         return outbox
 
-    def _complete_message(self) -> tuple[PeerMessage, int] | None:
-        """Name the message at the head of the buffer, with its size, once all of it has come."""
-        name, size = "header", HEADER_SIZE
-        if len(self._buffer) >= HEADER_SIZE:
-            message = codec.decode_header(self._buffer)
-            if message not in TRANSITIONS[self._state]:
-                raise RemoteProtocolError(f"the peer sent {message} while we were {self._state.value}")
-            name, size = message.value, codec.message_size(message, self._buffer, self._batch_size, self._limits)
-            if len(self._buffer) >= size:
-                return message, size
-        if self._has_ended:
-            raise RemoteProtocolError(
-                f"the peer closed the connection in the middle of a {name}: {len(self._buffer)} of {size} bytes came"
-            )
-        return None
+    def _head(self) -> tuple[PeerMessage | None, int]:
+        """Name the message at the head of the buffer, None until its header has come, and count its bytes."""
+        if len(self._buffer) < HEADER_SIZE:
+            return None, HEADER_SIZE
+        message = codec.decode_header(self._buffer)
+        if message not in TRANSITIONS[self._state]:
+            raise RemoteProtocolError(f"the peer sent {message} while we were {self._state.value}")
+        return message, codec.message_size(message, self._buffer, self._batch_size, self._limits)
 
     def _handle(self, message: PeerMessage, size: int) -> Event | None:
         """Make the transition of a whole message and take it off the buffer."""
@@ -208,6 +202,15 @@ class Session:
         reason = "said EXIT" if said_exit else f"closed the connection while we were {self._state.value}"
         self._end()
         return PeerLeft(is_clean, reason)
+
+    def _leave_midway(self, message: PeerMessage | None, size: int) -> PeerLeft:
+        """The stream ended before the message at the head of the buffer was whole."""
+        came = len(self._buffer)
+        self._end()
+        name = "header" if message is None else message.value
+        return PeerLeft(
+            is_clean=False, reason=f"closed the connection in the middle of a {name}: {came} of {size} bytes came"
+        )
 
     def _end(self) -> None:
         """Nothing more is read or sent."""

@@ -6,9 +6,10 @@ import os
 import pickle
 import tempfile
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -19,7 +20,18 @@ from dpserver.models.potential import Potential
 
 FORMAT = "dpserver"
 VERSION = 1
-_KEYS = ("config", "state", "species", "template", "statistics", "training")
+_KINDS: Final[dict[str, tuple[type, ...]]] = {
+    "config": (dict,),
+    "state": (dict,),
+    "species": (list,),
+    "template": (list, type(None)),
+    "statistics": (dict,),
+    "training": (dict,),
+}
+_EXPECTED = "expected a file written by `dpserver train`"
+_HDF5 = b"\x89HDF"
+_ZIP = b"PK"
+_DEEPMD_SUFFIXES = (".pb", ".pth")
 
 
 def contents(potential: Potential, training: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -73,27 +85,65 @@ def read(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ModelFileError(f"model file {path} does not exist" if not path.exists() else f"{path} is not a file")
-    if not zipfile.is_zipfile(path):
-        raise ModelFileError(f"{path} is not a dpserver model file; expected one written by `dpserver train`")
+    if not _is_whole(path):
+        raise _foreign(path)
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ModelFileError(
             f"{path} is not a dpserver model file: it holds more than tensors and plain values, and is refused because "
-            "loading it could run code; expected a file written by `dpserver train`"
+            f"loading it could run code; {_EXPECTED}"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelFileError(f"{path} is not a dpserver model file or is damaged: {reason}") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile):
+        raise _foreign(path) from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
+        if path.suffix in _DEEPMD_SUFFIXES:
+            raise _foreign(path)
         raise ModelFileError(f"{path} is not a dpserver model file: it lacks the entry format = {FORMAT!r}")
     if values.get("version") != VERSION:
         raise ModelFileError(
             f"{path} has format version {values.get('version')}, this dpserver reads {VERSION}; update dpserver"
         )
-    if missing := [key for key in _KEYS if key not in values]:
+    if missing := [key for key in _KINDS if key not in values]:
         raise ModelFileError(f"{path} is incomplete: it lacks {', '.join(missing)}")
     return values
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether it is an archive whose every entry has its checksum; torch would read wrong weights without a word."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, ValueError):
+        return False
+
+
+def _foreign(path: Path) -> ModelFileError:
+    """What to say of a file that torch cannot read as a dict, from its name and its first bytes."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(8)
+    except OSError as error:
+        return ModelFileError(f"cannot read the model file {path}: {error.strerror}")
+    if not start:
+        return ModelFileError(f"{path} is empty (0 bytes); copy it again, or train the model again")
+    if start.startswith(_HDF5) or path.suffix in _DEEPMD_SUFFIXES:
+        return ModelFileError(
+            f"{path} is a DeePMD-kit model; this version reads only models written by `dpserver train`"
+        )
+    if start.startswith(_ZIP) and _may_be_ours(path):
+        return ModelFileError(f"{path} is cut short or damaged; copy it again")
+    return ModelFileError(f"{path} is not a dpserver model file; {_EXPECTED}")
+
+
+def _may_be_ours(path: Path) -> bool:
+    """Whether an archive has a dict of torch's in it, as far as its table of contents can still be read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.rpartition("/")[2] for name in archive.namelist()}
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return True
+    return "data.pkl" in names and "constants.pkl" not in names
 
 
 def restore(values: Mapping[str, Any], source: str = "the model file") -> Potential:
@@ -102,20 +152,61 @@ def restore(values: Mapping[str, Any], source: str = "the model file") -> Potent
     Raises:
         ModelFileError: the parts of the file do not fit together.
     """
+    _check_entries(values, source)
+    state, given = values["state"], values["config"]
     try:
-        config = parse(ModelConfig, values["config"]["model"])
-        potential = Potential(config, precision=values["config"]["precision"])
-        potential.load_state_dict(values["state"])
+        config = parse(ModelConfig, given["model"], "config.model")
+        potential = Potential(config, precision=given["precision"])
+        _check_state(potential.state_dict(), state)
+        potential.load_state_dict(state)
         distances = values["statistics"]["min_distance"].numpy().astype(np.float64)
-    except (ConfigError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise ModelFileError(f"{source} is inconsistent: {str(error).splitlines()[0]}") from None
+    except (ConfigError, RuntimeError, TypeError, AttributeError) as error:
+        raise ModelFileError(f"{source} is inconsistent: {' '.join(str(error).split())}") from None
     if tuple(values["species"]) != potential.species or distances.shape != potential.min_distance.shape:
         raise ModelFileError(f"{source} is inconsistent: species and statistics do not fit its type_map")
-    if not all(torch.isfinite(p).all() for p in potential.parameters()):
+    if not all(torch.isfinite(tensor).all() for tensor in state.values()):
         raise ModelFileError(f"{source} holds weights that are not finite: its training has diverged")
     potential.min_distance = distances
     potential.template = None if values["template"] is None else tuple(values["template"])
     return potential
+
+
+def _check_entries(values: Mapping[str, Any], source: str) -> None:
+    """Refuse a file whose entries are not of the kinds, or lack the entries, that `contents` makes."""
+    for key, kinds in _KINDS.items():
+        if not isinstance(values[key], kinds):
+            names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+            raise ModelFileError(
+                f"{source} is inconsistent: its {key} is of type {type(values[key]).__name__}, expected {names}"
+            )
+    for key, needed in (("config", ("model", "precision")), ("statistics", ("min_distance",))):
+        if missing := [name for name in needed if name not in values[key]]:
+            raise ModelFileError(f"{source} is inconsistent: its {key} lacks {' and '.join(map(repr, missing))}")
+
+
+def _check_state(expected: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+    """Compare the tensors of a file with those of the network that its config describes.
+
+    Raises:
+        TypeError: a tensor is missing, too many, no tensor, or of another shape.
+    """
+    if missing := [name for name in expected if name not in state]:
+        raise TypeError(f"its state lacks {_listed(missing)}")
+    if unexpected := [str(name) for name in state if name not in expected]:
+        raise TypeError(f"its state holds {_listed(unexpected)}, which its config has no place for")
+    for name, tensor in expected.items():
+        found = state[name]
+        if not isinstance(found, torch.Tensor) or not found.is_floating_point():
+            raise TypeError(f"{name} of its state is no tensor of real numbers")
+        if found.shape != tensor.shape:
+            raise TypeError(
+                f"{name} of its state has the shape {tuple(found.shape)}, its config asks for {tuple(tensor.shape)}"
+            )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def load(path: str | Path, device: str = "auto", precision: str | None = None) -> Potential:

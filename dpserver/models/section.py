@@ -176,15 +176,17 @@ def _nearest(root: type[Section], owner: type[Section], path: str, names: list[i
     """Advice for an unknown key: the most similar one of its section, the same one elsewhere, or all of them."""
     key, section = str(names[-1]), names[:-1]
     if similar := difflib.get_close_matches(key, owner.known_keys(), n=1):
-        return f"did you mean {_dotted(path, [*section, similar[0]])}?"
-    if elsewhere := dict.fromkeys(place for place in _all_keys(root, path) if place.rpartition(".")[2] == key):
+        name = owner.aliases.get(similar[0], similar[0])
+        return f"did you mean {_dotted(path, [*section, name])}?"
+    if elsewhere := dict.fromkeys(place for known, place in _all_keys(root, path) if known == key):
         return f"did you mean {' or '.join(elsewhere)}?"
     return f"known here are {', '.join(owner.known_keys())}"
 
 
-def _all_keys(section: type[Section], path: str) -> Iterator[str]:
+def _all_keys(section: type[Section], path: str) -> Iterator[tuple[str, str]]:
+    """Every key of a section and of those within it, and its dotted place; an alias has the place of its field."""
     for key in section.known_keys():
-        yield _dotted(path, [key])
+        yield key, _dotted(path, [section.aliases.get(key, key)])
     for key, annotation in _fields(section):
         for child in _sections(annotation):
             yield from _all_keys(child, _dotted(path, [key]))

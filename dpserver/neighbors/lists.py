@@ -88,8 +88,8 @@ def _check_density(frame: Frames, rcut: float) -> None:
     neighbours = frame.n_atoms / volume * 4 / 3 * np.pi * rcut**3
     if neighbours > MAX_EDGES_PER_ATOM:
         raise StructureError(
-            f"{frame.n_atoms} atoms in {volume:.4g} Å³ give about {neighbours:.0f} neighbours an atom within {rcut} Å, "
-            f"more than {MAX_EDGES_PER_ATOM}; check the cell and its units"
+            f"{frame.n_atoms} atoms in {volume:.4g} Å³ give about {neighbours:.0f} neighbours an atom within "
+            f"{rcut:g} Å, more than {MAX_EDGES_PER_ATOM}; check the cell and its units"
         )
 
 

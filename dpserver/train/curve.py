@@ -12,7 +12,7 @@ import numpy as np
 
 from dpserver.errors import DataError
 from dpserver.frames import Floats
-from dpserver.train.figure import BLUE, GREY, ORANGE, panels
+from dpserver.train.figure import BLUE, GREY, ORANGE, panels, tick_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -151,20 +151,22 @@ def plot(path_lcurve: str | Path, path_picture: str | Path) -> None:
     if not len(curve["step"]):
         raise DataError(f"the learning curve {path_lcurve} has no line yet")
     shown = [panel for panel in _PANELS if np.isfinite(curve.get(f"rmse_{panel[0]}_trn", np.array([np.nan]))).any()]
-    with panels(path_picture, [2.6, 1.0], [3.6] * max(len(shown), 1)) as grid:
-        from matplotlib.ticker import EngFormatter
+    with panels(path_picture, [2.8], [3.2] * (len(shown) + 1)) as grid:
+        from matplotlib.ticker import EngFormatter, MaxNLocator
 
-        for column, (term, title, label) in enumerate(shown):
-            top, bottom = grid[0][column], grid[1][column]
-            _draw_errors(top, curve, term)
-            top.set_title(title)
-            top.set_ylabel(label)
-            top.tick_params(labelbottom=False)
-            bottom.step(curve["step"], curve["lr"], color=GREY, lw=1.2, where="post")
-            bottom.set(yscale="log", xlabel="step", xlim=top.get_xlim())
-            bottom.xaxis.set_major_formatter(EngFormatter(sep=""))
-        grid[1][0].set_ylabel("learning rate")
-        grid[0][0].legend(loc="upper right")
+        *columns, last = grid[0]
+        for axes, (term, title, label) in zip(columns, shown, strict=True):
+            _draw_errors(axes, curve, term)
+            axes.set(title=title, ylabel=label)
+        last.step(curve["step"], curve["lr"], color=GREY, lw=1.2, where="post")
+        last.set(title="Learning rate", yscale="log")
+        for axes in grid[0]:
+            tick_log(axes.yaxis)
+            axes.set_xlabel("step")
+            axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        if columns and columns[0].get_lines():
+            columns[0].legend(loc="upper right")
 
 
 def _draw_errors(axes: Axes, curve: Mapping[str, Floats], term: str) -> None:

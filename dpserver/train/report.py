@@ -195,7 +195,7 @@ def as_dict(comparisons: Sequence[Comparison]) -> dict[str, Any]:
 def plot_parity(comparisons: Sequence[Comparison], path: str | Path) -> None:
     """Draw predicted against reference values: energy per atom, force components, and virial where there is one.
 
-    Energies per atom are drawn relative to the mean of the reference of their system.
+    Energies per atom are drawn less the mean of the reference of their system, and the axes say so.
 
     Args:
         comparisons: at least one.
@@ -220,18 +220,21 @@ def plot_parity(comparisons: Sequence[Comparison], path: str | Path) -> None:
                 for k in (0, 1)
             )
             _draw_parity(axes, reference, predicted)
+            less = " − mean" if name == "energy_per_atom" else ""
             e = errors[name]
             fine, fine_scale = ("meV/Å", 1e3) if name == "force" else (unit, scale)
-            axes.set_title(title)
-            axes.set_xlabel(f"reference ({unit})")
-            axes.set_ylabel(f"predicted ({unit})")
-            axes.text(
-                0.04,
-                0.96,
-                f"RMSE {fine_scale * e.rmse:.3g} {fine}\nMAE {fine_scale * e.mae:.3g} {fine}\nn = {e.n:,}",
-                transform=axes.transAxes,
-                va="top",
-            )
+            axes.set(title=title, xlabel=f"reference{less} ({unit})", ylabel=f"predicted{less} ({unit})")
+            note = f"RMSE {fine_scale * e.rmse:.3g} {fine}\nMAE {fine_scale * e.mae:.3g} {fine}\nn = {e.n:,}"
+            axes.text(0.04, 0.96, note, transform=axes.transAxes, va="top")
+            if less:
+                axes.text(0.97, 0.03, _describe_mean(zeros), transform=axes.transAxes, va="bottom", ha="right")
+
+
+def _describe_mean(means: Sequence[float]) -> str:
+    """What was taken off the energies per atom, eV/atom."""
+    if len(means) == 1:
+        return f"mean of the reference:\n{means[0]:.4f} eV/atom".replace("-", "−")
+    return f"mean of the reference\nof each of {len(means)} systems"
 
 
 def _draw_parity(axes: Axes, reference: Floats, predicted: Floats) -> None:

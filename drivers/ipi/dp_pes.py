@@ -14,7 +14,9 @@ i-PI's conventions: atomic units, lattice vectors as columns of the cell, virial
 
 from __future__ import annotations
 
+import difflib
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,10 @@ Floats = NDArray[np.float64]
 Answer = tuple[float, Floats, Floats, str]
 """Energy, forces (n_atoms, 3), virial (3, 3), all in atomic units, and an extra string."""
 
+_OPTIONS = ("model", "template", "species", "device", "precision")
+_IPI_OPTIONS = ("verbose", "verbosity")
+"""What i-PI's base class takes, and what its <ffdirect> adds of its own accord."""
+
 
 class DeepPotential(Dummy_driver):  # type: ignore[misc]
     """Evaluates batches of structures on one potential.
@@ -47,18 +53,29 @@ class DeepPotential(Dummy_driver):  # type: ignore[misc]
             model's own template rules.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `double`, `mixed` or `single`; by default the one the model was trained in.
-        i_pi: what i-PI adds, `verbose` and `verbosity`.
+        i_pi: what i-PI adds, `verbose` and `verbosity`; any other name is refused.
+
+    Raises:
+        ConfigError: there is no model, an option is unknown, or the order of the atoms is given twice.
+        ModelFileError: the model file cannot be used.
+        DeviceError: the device does not exist.
     """
 
     def __init__(
         self,
-        model: str,
+        model: str = "",
         template: str = "",
         species: str = "",
         device: str = "auto",
         precision: str | None = None,
         **i_pi: Any,
     ) -> None:
+        _check_names(i_pi)
+        if not model:
+            raise ConfigError(
+                "no model is given; write -o model=w.pt,template=water.xyz for i-pi-driver-py, or "
+                "<parameters> {model: w.pt, template: water.xyz} </parameters> in i-PI's input"
+            )
         super().__init__(**i_pi)
         potential = dpserver.load(model, device, precision)
         self._engine = Engine(potential)
@@ -97,6 +114,15 @@ class DeepPotential(Dummy_driver):  # type: ignore[misc]
             raise forces
         in_atomic_units = (forces.energy / HARTREE, forces.forces / HARTREE_PER_BOHR, forces.virial / HARTREE)
         return [(float(e), f, v, "") for e, f, v in zip(*in_atomic_units, strict=True)]
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Refuse an option that neither we nor i-PI know: it is a slip of the pen, and would have no effect."""
+    for name in names:
+        if name not in _IPI_OPTIONS:
+            similar = difflib.get_close_matches(name, _OPTIONS, n=1)
+            hint = f"did you mean {similar[0]}?" if similar else f"known are {', '.join(_OPTIONS)}"
+            raise ConfigError(f"option {name!r} of dp_pes is unknown; {hint}")
 
 
 def _order(template: str, species: str) -> Order | None:

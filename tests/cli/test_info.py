@@ -3,8 +3,10 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from dpserver.cli import app
+from dpserver.errors import ModelFileError
 from dpserver.models import checkpoint
 from dpserver.models.config import ModelConfig, parse
 from dpserver.models.potential import Potential
@@ -36,11 +38,11 @@ def model(tmp_path):
     return tmp_path / "w.pt"
 
 
-def run(monkeypatch, *arguments: str) -> None:
+def run(monkeypatch, *arguments: str, code: int = 0) -> None:
     monkeypatch.setattr(sys, "argv", ["dpserver", "info", *arguments])
     with pytest.raises(SystemExit) as ended:
         app.main()
-    assert not ended.value.code
+    assert (ended.value.code or 0) == code
 
 
 def test_the_card_names_what_matters(model, monkeypatch, capsys):
@@ -61,6 +63,26 @@ def test_json_holds_everything_but_the_weights(model, monkeypatch, capsys):
     assert described["training"] == values["training"]
     assert described["statistics"]["min_distance"] == [[2.4, 0.9], [0.9, None]]
     assert described["state"] == {name: list(tensor.shape) for name, tensor in values["state"].items()}
+
+
+def test_a_file_that_cannot_be_served_gets_no_card(model, monkeypatch, capsys):
+    whole = checkpoint.read(model)
+    weights = {name: tensor for name, tensor in whole["state"].items() if name != "energy_bias"}
+    bad = {name: torch.full_like(tensor, torch.nan) for name, tensor in whole["state"].items()}
+    for changes, message in (
+        ({"config": {}}, "is inconsistent: its config lacks 'model' and 'precision'"),
+        ({"state": weights}, "is inconsistent: its state lacks energy_bias"),
+        ({"state": bad}, "holds weights that are not finite"),
+        ({"training": 3}, "is inconsistent: its training is of type int, expected dict"),
+    ):
+        checkpoint.write(model, {**whole, **changes})
+        with pytest.raises(ModelFileError, match=message):
+            checkpoint.load(model)
+        run(monkeypatch, str(model), code=3)
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert message in " ".join(printed.err.split())
+        assert len(printed.err.splitlines()) == 1
 
 
 def test_a_model_of_mixed_compositions_in_local_frames(tmp_path, monkeypatch, capsys):

@@ -162,8 +162,10 @@ def test_a_peer_is_served_once(model, monkeypatch, capsys):
         thread.join(PATIENCE)
     log = capsys.readouterr().err
     assert "w.pt: knows O, H, cutoff 3 Å" in log
-    assert "species of 24 atoms (O 8, H 16) are O H×2, 8 times, from the model's own template" in log
-    assert "left: said EXIT; served 1 evaluations, mean" in log
+    assert (
+        "species of 24 atoms (O 8, H 16) are O H×2, 8 times, from the model's own template; boundaries: periodic" in log
+    )
+    assert "left: said EXIT; served 1 evaluation, mean" in log
 
 
 def test_every_option_can_come_from_the_environment(model, monkeypatch, capsys):
@@ -223,5 +225,5 @@ def test_a_signal_ends_a_real_daemon_that_is_serving(model, number):
             process.wait()
     assert process.returncode == 0
     assert "asked to stop" in log
-    assert "we were asked to stop; served 1 evaluations" in log
+    assert "we were asked to stop; served 1 evaluation, mean" in log
     assert "Traceback" not in log

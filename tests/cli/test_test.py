@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from dpserver.cli import test as command
-from dpserver.errors import DataError, ModelFileError
+from dpserver.errors import ConfigError, DataError, ModelFileError
 from dpserver.frames import Frames
 from dpserver.models import checkpoint
 from dpserver.models.config import ModelConfig, parse
@@ -95,6 +95,15 @@ def test_picture(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     run(folder / "w.pt", folder, "--plot", tmp_path / "parity.png")
     assert (tmp_path / "parity.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_unknown_picture_is_refused_before_the_work(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(checkpoint, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    with pytest.raises(ConfigError, match=r"cannot draw .*parity\.bmp: expected a name that ends in one of"):
+        run(folder / "w.pt", folder, "--plot", tmp_path / "parity.bmp")
 
 
 def test_refusals(folder: Path, tmp_path: Path) -> None:

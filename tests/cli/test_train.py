@@ -23,7 +23,8 @@ def command(folder: Path, *arguments: str, check: bool = True) -> subprocess.Com
 
 def test_training_leaves_a_model_checkpoints_and_a_curve(tmp_path):
     teacher.write_input(tmp_path, tensorboard=True)
-    command(tmp_path, "input.json", "--output", "water.pt")
+    said = command(tmp_path, "input.json", "--output", "water.pt").stderr
+    assert [line.split()[1] for line in said.splitlines() if line.startswith("step")] == ["1", "10", "20", "30"]
     assert (tmp_path / "water.pt").exists()
     assert (tmp_path / "model.ckpt-30.pt").exists()
     assert curve.read(tmp_path / "lcurve.out")["step"].tolist() == [1, 10, 20, 30]
@@ -51,6 +52,19 @@ def test_ctrl_c_saves_and_restart_finishes(tmp_path):
     (tmp_path / "input.json").write_text(json.dumps(values))
     assert f"at step {step}" in command(tmp_path, "input.json", "--restart", "model.ckpt").stderr
     assert curve.read(curve_file)["step"][-1] == step + 3
+    assert (tmp_path / "w.pt").exists()
+
+
+def test_ctrl_c_after_the_last_step_does_not_lose_the_model(tmp_path):
+    teacher.write_input(tmp_path, numb_steps=1)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dpserver", "train", "input.json"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not (tmp_path / "model.ckpt-1.pt").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert "model: w.pt" in stderr
     assert (tmp_path / "w.pt").exists()
 
 

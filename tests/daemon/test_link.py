@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from dpserver.daemon.link import LINGER_SECONDS, Link, Phase, Services
+from dpserver.daemon.conversation import End
+from dpserver.daemon.link import LINGER_SECONDS, SILENCE_SECONDS, STOP_SECONDS, Link, Phase, Services
 from dpserver.ipi import Limits
 from dpserver.transport import Backoff
+from tests import structures
 from tests.daemon.serving import target
 from tests.doubles import PairModel
-from tests.peer import EXIT, PATIENCE, Line, Peer
+from tests.peer import EXIT, PATIENCE, STATUS, Line, Peer, init, posdata
 
 
 class Clock:
@@ -28,7 +30,7 @@ def connect(link: Link, peer: Peer, clock: Clock) -> Line:
     clock.now = link.deadline
     link.on_deadline()
     assert link.phase is Phase.SERVING
-    assert link.deadline is None
+    assert link.deadline == clock.now + SILENCE_SECONDS
     return peer.accept()
 
 
@@ -124,3 +126,86 @@ def test_an_address_that_stays_silent_is_given_up(clock, monkeypatch):
         link.on_deadline()
         assert link.phase is Phase.WAITING
         assert PATIENCE > link.deadline - clock.now > 0
+
+
+FRAME = structures.cubic()
+POSITIONS = posdata(FRAME.positions, FRAME.cell[0])
+
+
+def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+
+
+def test_a_peer_that_stays_silent_is_wondered_at_once(clock, caplog):
+    with Peer() as peer:
+        link = make(peer, clock)
+        for _ in range(2):  # once a connection
+            with connect(link, peer, clock) as line:
+                clock.now = link.deadline
+                link.on_deadline()
+                assert link.phase is Phase.SERVING
+                assert link.deadline is None
+                hear(link, line, STATUS)
+                assert link.deadline is None
+                hear(link, line, EXIT)
+    wondered = f"{peer.endpoint}: connected, but the peer has said nothing for 30 s; does an MD code listen there?"
+    assert complaints(caplog) == [wondered, wondered]
+
+
+@pytest.mark.parametrize("word", [STATUS, STATUS[:3]])
+def test_a_peer_that_has_said_a_word_may_be_silent(clock, caplog, word):
+    with Peer() as peer:
+        link = make(peer, clock)
+        with connect(link, peer, clock) as line:
+            hear(link, line, word)
+            assert link.deadline is None
+            link.abandon()
+    assert complaints(caplog) == []
+
+
+def test_asked_to_stop_a_peer_that_is_owed_forces_has_a_while_to_take_them(clock, caplog):
+    with Peer() as peer:
+        link = make(peer, clock)
+        with connect(link, peer, clock) as line:
+            clock.now += SILENCE_SECONDS / 2
+            hear(link, line, POSITIONS)
+            for _ in range(2):
+                link.stop()
+                assert link.deadline == clock.now + STOP_SECONDS
+            clock.now = link.deadline
+            link.on_deadline()
+        assert link.phase is Phase.DONE
+    assert complaints(caplog) == [f"{peer.endpoint}: lost: did not take its answer within 10 s; served 0 evaluations"]
+
+
+@pytest.mark.parametrize("cut", [5, 12, 100, len(POSITIONS)])
+def test_a_peer_that_dies_before_its_answer_is_lost_and_not_refused(clock, caplog, cut):
+    with Peer() as peer:
+        link = make(peer, clock, is_once=True)
+        with connect(link, peer, clock) as line:
+            hear(link, line, POSITIONS[:cut])
+        link.on_ready(1)
+        assert link.last_end is End.LOST
+        assert link.phase is Phase.DONE
+    (complaint,) = complaints(caplog)
+    assert complaint.startswith(f"{peer.endpoint}: lost: closed the connection ")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"speces: O H H", "'speces'; known are batch_size, species, template; did you mean species?"),
+        (
+            b"Template: w.xyz, verbosity: 1",
+            "'Template', 'verbosity'; known are batch_size, species, template; did you mean template?",
+        ),
+        (b"verbosity: 1", "'verbosity'; known are batch_size, species, template"),
+    ],
+)
+def test_parameters_of_the_peer_that_are_not_ours_are_told_with_those_that_are(clock, caplog, text, told):
+    with Peer() as peer:
+        link = make(peer, clock)
+        with connect(link, peer, clock) as line:
+            hear(link, line, init(text))
+            link.abandon()
+    assert complaints(caplog) == [f"{peer.endpoint}: INIT parameters without a meaning here: {told}"]

@@ -102,6 +102,16 @@ def test_template_gives_the_order(model: Path, tmp_path: Path) -> None:
     assert driver(f"model={model},template={template}")(cell, positions[order])[0] == pytest.approx(energy, rel=1e-12)
 
 
+def test_an_option_that_nobody_knows_is_refused(model: Path) -> None:
+    with pytest.raises(ConfigError, match=r"option 'templte' of dp_pes is unknown; did you mean template\?"):
+        driver(f"model={model},templte=water.xyz")
+    with pytest.raises(ConfigError, match="option 'x' of dp_pes is unknown; known are model, template, species"):
+        driver(f"model={model},x=1")
+    with pytest.raises(ConfigError, match=r"no model is given; write -o model=w\.pt,template=water\.xyz"):
+        driver("species=O H H")
+    assert driver(f"model={model},verbose=True,verbosity=3").verbose is True
+
+
 def test_refusals(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="does not exist"):
         driver(f"model={tmp_path}/none.pt")

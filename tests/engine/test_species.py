@@ -55,7 +55,7 @@ def test_the_highest_authority_rules_and_is_logged(parameters, own, template, or
     np.testing.assert_array_equal(frames.types, [0, 1, 1] * 8)
     (record,) = caplog.records
     assert record.getMessage().startswith("unix:x: species of 24 atoms (O 8, H 16) are O H×2")
-    assert record.getMessage().endswith(origin)
+    assert record.getMessage().endswith(f"{origin}; boundaries: periodic")
 
 
 def test_the_peers_template_file_rules_over_all(xyz, caplog):
@@ -158,7 +158,9 @@ def test_only_the_first_frame_of_a_size_is_held_against_the_training_set():
     frames.positions[1] = frames.positions[0] + 0.1
     assigner.frames(as_sent(frames))
     other = Structures(frames.positions[None, :6], frames.cell)
-    with pytest.raises(StructureError, match="no such pair was closer"):
+    with pytest.raises(
+        StructureError, match=r"no such pair was closer than 0\.885 Å in training, and 1 pair is too close"
+    ):
         assigner.frames(other)
 
 
@@ -175,6 +177,39 @@ def test_a_refused_first_frame_does_not_count_as_seen():
 def test_lattice_vectors_of_zero_are_open_directions(frames, pbc):
     made = Assigner(PairModel(), Order(WATER, "--species"), "x").frames(as_sent(frames, 2))
     assert made.pbc.tolist() == [pbc, pbc]
+
+
+@pytest.mark.parametrize(
+    ("zero", "boundaries"),
+    [([], "periodic"), ([0, 1, 2], "open"), ([2], "open along c"), ([0, 1], "open along a and b")],
+)
+def test_the_boundaries_are_logged_and_warned_of_once_where_some_are_open(zero, boundaries, caplog):
+    caplog.set_level("INFO")
+    frames = molecules()
+    frames.cell[0, zero] = 0
+    assigner = Assigner(PairModel(), Order(WATER, "--species"), "unix:x")
+    for _ in range(3):
+        assigner.frames(as_sent(frames, 2))
+    (told,) = [r.getMessage() for r in caplog.records if r.levelname == "INFO"]
+    assert told.endswith(f"; boundaries: {boundaries}")
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    damaged = (
+        f"unix:x: the structure is {boundaries}, where the lattice vector is zero; if this is not a slab or wire, "
+        "the cell is damaged"
+    )
+    assert warnings == ([damaged] if "along" in boundaries else [])
+
+
+def test_a_cell_that_loses_its_vectors_later_is_warned_of(caplog):
+    frames = molecules()
+    assigner = Assigner(PairModel(), Order(WATER, "--species"), "unix:x")
+    for zero in ([], [1], [], [0, 1, 2], [0, 1, 2], []):
+        cell = frames.cell.copy()
+        cell[0, zero] = 0
+        assigner.frames(Structures(frames.positions[None], cell))
+    first, second = (r.getMessage() for r in caplog.records)
+    assert "open along b" in first
+    assert second == "unix:x: the cell has become zero, and the structure open"
 
 
 def test_a_batch_is_laid_out_frame_after_frame():

@@ -22,11 +22,26 @@ def test_xyz_is_read_without_ase(tmp_path, monkeypatch, text, symbols):
     assert read_symbols(path) == symbols
 
 
-@pytest.mark.parametrize("text", ["", "many\n\n", "3\ncomment\nO 0 0 0\n", "1\ncomment\n\n"])
+@pytest.mark.parametrize("text", ["many\n\n", "3\n", "3\ncomment\nO 0 0 0\n", "1\ncomment\n\n"])
 def test_a_damaged_xyz_names_the_file(tmp_path, text):
     path = tmp_path / "w.xyz"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"w\.xyz' is no XYZ file"):
+        read_symbols(path)
+
+
+def test_a_file_that_ends_too_early_says_so(tmp_path):
+    path = tmp_path / "w.xyz"
+    path.write_text("3\ncomment\nO 0 0 0\n")
+    with pytest.raises(ConfigError, match="is no XYZ file: it ends too early; expected the number of atoms"):
+        read_symbols(path)
+
+
+@pytest.mark.parametrize("name", ["w.xyz", "w.pdb"])
+def test_an_empty_file_is_empty(tmp_path, name):
+    path = tmp_path / name
+    path.touch()
+    with pytest.raises(ConfigError, match=rf"{name}' is empty; give a file of one structure"):
         read_symbols(path)
 
 

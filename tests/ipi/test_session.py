@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -253,13 +254,26 @@ def test_a_peer_that_leaves_before_it_asked_for_its_forces_is_lost():
 
 
 @pytest.mark.parametrize("message", [peer.STATUS, peer.init(b"abc"), peer.posdata(X, CELL)])
-def test_the_end_of_the_stream_within_a_message_is_an_error_that_counts(message):
+def test_a_peer_that_leaves_within_a_message_is_lost_and_its_bytes_are_counted(message):
     for cut in range(1, len(message)):
         session = Session()
         session.receive_data(message[:cut])
         session.receive_data(b"")
-        with pytest.raises(RemoteProtocolError, match=rf"in the middle of a \w+: {cut} of \d+ bytes came"):
-            session.next_event()
+        event = session.next_event()
+        assert isinstance(event, PeerLeft)
+        assert not event.is_clean
+        name = "header" if cut < 12 else message[:12].decode().strip()
+        assert re.fullmatch(rf"closed the connection in the middle of a {name}: {cut} of \d+ bytes came", event.reason)
+        assert session.state is State.OVER
+        assert session.next_event() is None
+
+
+def test_garbage_is_refused_although_the_peer_has_left():
+    session = Session()
+    session.receive_data(b"GET / HTTP/1.1")
+    session.receive_data(b"")
+    with pytest.raises(RemoteProtocolError, match="expected the header"):
+        session.next_event()
 
 
 @pytest.mark.parametrize(

@@ -96,8 +96,52 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
 def test_a_truncated_file_is_refused(file, keep):
     whole = file.read_bytes()
     file.write_bytes(whole[: int(keep * len(whole))])
-    with pytest.raises(ModelFileError, match="is not a dpserver model file"):
+    with pytest.raises(ModelFileError, match="is cut short or damaged; copy it again"):
         dpserver.load(file)
+
+
+def test_a_single_wrong_bit_is_found(file):
+    weights = next(iter(torch.load(file, weights_only=True)["state"].values())).numpy().tobytes()
+    damaged = bytes([weights[0] ^ 1]) + weights[1:]
+    file.write_bytes(file.read_bytes().replace(weights, damaged, 1))
+    with pytest.raises(ModelFileError, match="is cut short or damaged; copy it again"):
+        dpserver.load(file)
+
+
+def test_a_file_that_cannot_be_opened_is_named(file, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(zipfile, "ZipFile", refuse)
+    with pytest.raises(ModelFileError, match=r"cannot read the model file .*w\.pt: Permission denied"):
+        checkpoint.read(file)
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    (tmp_path / "w.pt").touch()
+    with pytest.raises(ModelFileError, match=r"w\.pt is empty \(0 bytes\); copy it again"):
+        dpserver.load(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "start"), [("graph.pb", b"\n\x0e"), ("model.pth", b"PK\x03\x04"), ("w.pt", b"\x89HDF\r\n\x1a\n")]
+)
+def test_a_model_of_deepmd_kit_is_recognised(tmp_path, name, start):
+    (tmp_path / name).write_bytes(start + bytes(100))
+    with pytest.raises(ModelFileError, match="is a DeePMD-kit model; this version reads only models written by"):
+        dpserver.load(tmp_path / name)
+    torch.save({"model": torch.zeros(3)}, tmp_path / "frozen.pth")
+    with pytest.raises(ModelFileError, match="is a DeePMD-kit model"):
+        dpserver.load(tmp_path / "frozen.pth")
+
+
+def test_a_compiled_program_is_not_run(tmp_path):
+    with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
+        for name in ("data.pkl", "constants.pkl"):
+            archive.writestr(f"w/{name}", pickle.dumps({}))
+    with pytest.raises(ModelFileError, match="is not a dpserver model file"):
+        dpserver.load(tmp_path / "w.pt")
 
 
 def test_a_newer_version_is_refused(file):
@@ -110,10 +154,20 @@ def test_parts_that_do_not_fit_are_refused(file):
     first = next(name for name in state if name.startswith("fitting"))
     for changes, message in (
         ({"template": None, "statistics": None}, "is incomplete: it lacks template, statistics"),
-        ({"state": {**state, first: torch.zeros(2, 2)}}, "is inconsistent"),
-        ({"config": {"model": {"type_map": ["O"]}}}, "is inconsistent"),
+        (
+            {"state": {**state, first: torch.zeros(2, 2)}},
+            rf"is inconsistent: {first} of its state has the shape \(2, 2\), its config asks for \(",
+        ),
+        ({"state": {**state, "extra": torch.zeros(2)}}, "its state holds extra, which its config has no place for"),
+        ({"state": {}}, "its state lacks energy_bias, .* and [0-9]+ more$"),
+        ({"state": {**state, first: 3}}, f"{first} of its state is no tensor of real numbers"),
+        ({"config": {}}, "is inconsistent: its config lacks 'model' and 'precision'$"),
+        ({"config": {"model": {"type_map": ["O"]}, "precision": "double"}}, r"config\.model\.descriptor: this key is"),
+        ({"statistics": {}}, "its statistics lacks 'min_distance'"),
+        ({"species": 3}, "its species is of type int, expected list"),
         ({"species": ["H", "O"]}, "species and statistics do not fit"),
         ({"state": {**state, first: torch.full_like(state[first], torch.nan)}}, "weights that are not finite"),
+        ({"state": {**state, "energy_bias": torch.full((2,), torch.inf)}}, "weights that are not finite"),
     ):
         copy = file.with_name("altered.pt")
         copy.write_bytes(file.read_bytes())

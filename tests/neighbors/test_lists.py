@@ -133,6 +133,6 @@ def test_overlapping_atoms_are_named() -> None:
 
 def test_absurd_density_is_refused_before_it_fills_the_memory() -> None:
     frame = structures.cubic()
-    message = r"24 atoms in .* Å³ give about \d+ neighbours an atom within 6\.0 Å.*check the cell and its units"
+    message = r"24 atoms in .* Å³ give about \d+ neighbours an atom within 6 Å.*check the cell and its units"
     with pytest.raises(StructureError, match=message):
         neighbors.build(structures.strained(frame, -0.92 * np.eye(3)), 6.0)

@@ -192,6 +192,9 @@ def test_systems_are_found_from_here_or_from_the_file(tmp_path: Path, monkeypatc
     [
         ("training.numb_stps", 3, "training.numb_stps: unknown key; did you mean training.numb_steps?"),
         ("numb_steps", 3, "numb_steps: unknown key; did you mean training.numb_steps?"),
+        ("training.num_stps", 3, "training.num_stps: unknown key; did you mean training.numb_steps?"),
+        ("stop_btch", 3, "stop_btch: unknown key; "),
+        ("num_steps", 3, "num_steps: unknown key; did you mean training.numb_steps?"),
         ("learning_rat", {}, "learning_rat: unknown key; did you mean learning_rate?"),
         (
             "training.validation_data.numb_bch",

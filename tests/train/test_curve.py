@@ -122,6 +122,17 @@ def test_picture(tmp_path: Path, terms: tuple[str, ...]) -> None:
     assert (tmp_path / "sub/curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_learning_rate_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = pytest.importorskip("matplotlib.figure")
+    drawn = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    curve = LearningCurve(tmp_path / "lcurve.out")
+    for step in range(1, 60):
+        curve.write(step, 1e-3 * 0.9**step, TRAIN, VALIDATION)
+    plot(tmp_path / "lcurve.out", tmp_path / "curve.png")
+    assert [axes.get_title(loc="left") for axes in drawn[0].axes] == ["Energy", "Force", "Learning rate"]
+
+
 def test_picture_of_a_single_line_and_of_none(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     curve = LearningCurve(tmp_path / "lcurve.out", has_validation=False)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from dpserver.errors import StructureError
 from dpserver.frames import ForceResult, Frames
+from dpserver.train import report
 from dpserver.train.data import LabelledFrames
 from dpserver.train.report import UNITS, Comparison, ErrorMeasure, as_dict, compare, overall, plot_parity
 
@@ -121,6 +123,22 @@ def test_plain_values() -> None:
     assert json.loads(json.dumps(found)) == found
     assert [(s["name"], s["n_frames"], s["n_atoms"]) for s in found["systems"]] == [("first", 2, 5), ("second", 1, 2)]
     assert found["overall"]["force"] == {"mae": 0.0, "rmse": 0.0, "n": 21, "unit": "eV/Å"}
+
+
+@pytest.mark.parametrize(("n_systems", "note"), [(1, "mean of the reference:\n−156"), (2, "of each of 2 systems")])
+def test_the_parity_plot_says_what_was_taken_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_systems: int, note: str
+) -> None:
+    axes = pytest.importorskip("matplotlib.figure").Figure().subplots(1, 3)
+    monkeypatch.setattr(report, "panels", lambda *_: contextlib.nullcontext([list(axes)]))
+    made = labelled([4] * 3)
+    exact = compare(Harmonic(), made)
+    shifted = replace(made, energy=made.energy - 156.0 * 4 - made.energy.mean())
+    plot_parity([Comparison(shifted, shifted.energy, exact.forces, exact.virial)] * n_systems, tmp_path / "parity.png")
+    assert axes[0].get_xlabel() == "reference − mean (meV/atom)"
+    assert axes[0].get_ylabel() == "predicted − mean (meV/atom)"
+    assert note in axes[0].texts[-1].get_text()
+    assert axes[1].get_xlabel() == "reference (eV/Å)"
 
 
 @pytest.mark.parametrize(("n_frames", "virial"), [(1, False), (5, True), (200, True)])
