@@ -9,25 +9,21 @@ standard error from ten blocks, and the fluctuation about the line.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import re
 import subprocess
 import sys
 import tempfile
 import uuid
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import records
 
 from dpserver.demo.trajectory import read_properties
 from dpserver.units import HARTREE
 
 ROOT = Path(__file__).resolve().parents[1]
 WATER = ROOT / "examples" / "water"
-RESULTS = ROOT / "benchmarks" / "results" / "nve_drift.json"
 N_ATOMS = 192
 N_BLOCKS = 10
 
@@ -81,23 +77,19 @@ def main() -> None:
     blocks = np.array_split(np.arange(len(time)), N_BLOCKS)
     estimates = [slope(np.delete(time, b), np.delete(conserved, b)) for b in blocks]
     error = np.sqrt((N_BLOCKS - 1) * np.var(estimates))
-    record = {
-        "model": args.model.name,
-        "timestep_fs": args.timestep,
-        "length_ps": float(table["time"][-1]),
-        "precision": args.precision,
-        "drift_mev_per_atom_ns": drift,
-        "drift_standard_error": float(error),
-        "fluctuation_mev_per_atom": float(np.std(conserved - np.polyval(np.polyfit(time, conserved, 1), time))),
-        "mean_temperature_k": float(table["temperature"].mean()),
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": platform.processor() or platform.machine(),
-        "versions": {name: version(name) for name in ("dpserver", "torch", "ipi", "numpy")},
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    records = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
-    RESULTS.write_text(json.dumps([*records, record], indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(record, indent=2))
+    records.append(
+        "nve_drift",
+        {
+            "model": args.model.name,
+            "timestep_fs": args.timestep,
+            "length_ps": float(table["time"][-1]),
+            "precision": args.precision,
+            "drift_mev_per_atom_ns": drift,
+            "drift_standard_error": float(error),
+            "fluctuation_mev_per_atom": float(np.std(conserved - np.polyval(np.polyfit(time, conserved, 1), time))),
+            "mean_temperature_k": float(table["temperature"].mean()),
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -10,18 +10,15 @@ Appends a record to benchmarks/results/smoothness.json.
 from __future__ import annotations
 
 import argparse
-import json
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import ase.io
 import numpy as np
+import records
 
 import dpserver
 from dpserver.ase import species_types
 
-RESULTS = Path(__file__).parent / "results" / "smoothness.json"
 BATCH = 8
 
 
@@ -61,22 +58,19 @@ def main() -> None:
     atoms = ase.io.read(args.structure)
     frame = dpserver.Frames.single(atoms.positions, species_types(atoms, potential.species), atoms.cell.array)
     left = np.abs(jumps(potential, frame, args.length, args.points))
-    record = {
-        "model": args.model.name,
-        "descriptor": potential.config.descriptor.type,
-        "n_atoms": frame.n_atoms,
-        "path_rms_angstrom": args.length,
-        "points": args.points,
-        "largest_jump_mev": float(left.max() * 1e3),
-        "jumps_over_0.1_mev": int((left > 1e-4).sum()),
-        "median_mev": float(np.median(left) * 1e3),
-        "date": datetime.now(UTC).date().isoformat(),
-        "versions": {name: version(name) for name in ("dpserver", "torch", "numpy")},
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    records = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
-    RESULTS.write_text(json.dumps([*records, record], indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(record, indent=2))
+    records.append(
+        "smoothness",
+        {
+            "model": args.model.name,
+            "descriptor": potential.config.descriptor.type,
+            "n_atoms": frame.n_atoms,
+            "path_rms_angstrom": args.length,
+            "points": args.points,
+            "largest_jump_mev": float(left.max() * 1e3),
+            "jumps_over_0.1_mev": int((left > 1e-4).sum()),
+            "median_mev": float(np.median(left) * 1e3),
+        },
+    )
 
 
 if __name__ == "__main__":
