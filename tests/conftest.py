@@ -1,6 +1,7 @@
 """Fixtures of all tests, and one thread per process: the tests are many small computations."""
 
 import os
+import signal
 
 # Read by numpy's and torch's libraries when they are first loaded, by this process and by those the tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -9,6 +10,9 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 from pathlib import Path
 
 import pytest
+
+# A shell that starts the tests in the background has them ignore SIGINT, and what they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
