@@ -76,7 +76,7 @@ EngineCommand = Callable[[Settings, str], list[str]]
 
 
 def engine_command(settings: Settings, address: str) -> list[str]:
-    """The daemon's command line for the unix socket `address`: one connection per bead, one batch per step."""
+    """The daemon's command line for the unix socket `address`: one connection per bead."""
     return [
         *(sys.executable, "-m", "dpserver", "serve", "--once"),
         *("--model", str(settings.model.resolve())),

@@ -64,11 +64,6 @@ def sum_outer(segments: Segments, a: Tensor, b: Tensor) -> Tensor:
     return torch.bmm(_spread(a, segments).transpose(1, 2), _spread(b, segments))
 
 
-def sum_rows(segments: Segments, a: Tensor) -> Tensor:
-    """Sum an edge quantity (n_edges, p) over each row: (n_rows, p)."""
-    return _spread(a, segments).sum(dim=1)
-
-
 def _spread(a: Tensor, segments: Segments) -> Tensor:
     """(n_edges, p) to (n_rows, width, p), zeros in empty slots."""
     return cast(Tensor, _Spread.apply(a, segments))  # type: ignore[no-untyped-call]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpserver.kernels.segments import Segments, sum_outer, sum_rows
+from dpserver.kernels.segments import Segments, sum_outer
 
 CPU = torch.device("cpu")
 ROWS = {
@@ -54,26 +54,17 @@ def test_sum_outer_is_index_add(name: str) -> None:
     assert result.shape == (N_ROWS, 4, 3)
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_sum_rows_is_index_add(name: str) -> None:
-    rows = torch.tensor(ROWS[name], dtype=torch.int64)
-    a = draw(len(rows), 5, 3)
-    expected = torch.zeros(N_ROWS, 5, dtype=torch.float64).index_add(0, rows, a)
-    torch.testing.assert_close(sum_rows(segments(name), a), expected, rtol=1e-14, atol=1e-14)
-
-
 @pytest.mark.parametrize("name", [n for n in ROWS if ROWS[n]])
 def test_first_and_second_derivatives(name: str) -> None:
     s, n = segments(name), len(ROWS[name])
     a, b = draw(n, 2, 4), draw(n, 3, 5)
-    for function, inputs in ((lambda a, b: sum_outer(s, a, b), (a, b)), (lambda a: sum_rows(s, a), (a,))):
-        assert torch.autograd.gradcheck(function, inputs)
-        assert torch.autograd.gradgradcheck(function, inputs)
+    assert torch.autograd.gradcheck(lambda a, b: sum_outer(s, a, b), (a, b))
+    assert torch.autograd.gradgradcheck(lambda a, b: sum_outer(s, a, b), (a, b))
 
 
 def test_derivatives_without_edges() -> None:
     a, b = draw(0, 2, 6), draw(0, 3, 7)
-    total = sum_outer(segments("no edges"), a, b).sum() + sum_rows(segments("no edges"), a).sum()
+    total = sum_outer(segments("no edges"), a, b).sum()
     grads = torch.autograd.grad(total, (a, b), create_graph=True)
     assert [tuple(g.shape) for g in grads] == [(0, 2), (0, 3)]
 
@@ -81,7 +72,6 @@ def test_derivatives_without_edges() -> None:
 def test_no_rows_at_all() -> None:
     empty = Segments.from_rows(np.zeros(0, dtype=np.int64), 0, CPU)
     assert sum_outer(empty, draw(0, 2, 8), draw(0, 3, 9)).shape == (0, 2, 3)
-    assert sum_rows(empty, draw(0, 2, 10)).shape == (0, 2)
 
 
 def test_float32_stays_float32_and_sums_repeat_to_the_bit() -> None:
