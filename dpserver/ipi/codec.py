@@ -15,7 +15,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from dpserver.errors import RemoteProtocolError
+from dpserver.errors import LocalProtocolError, RemoteProtocolError
 from dpserver.frames import Floats
 from dpserver.units import BOHR, HARTREE, HARTREE_PER_BOHR
 
@@ -53,6 +53,9 @@ class EngineMessage(StrEnum):
 @dataclass(frozen=True)
 class Limits:
     """Bounds on the numbers that a peer controls, checked before anything of that size is stored.
+
+    What a session holds grows with the bytes that have come, never with what was announced. At most it is four times
+    the largest message within these bounds, which has 16 + 144 batch + 24 atoms bytes or the length of an INIT.
 
     Attributes:
         atoms: atoms of all structures of one message.
@@ -103,6 +106,60 @@ class Forces:
     forces: Floats
     virial: Floats
     extras: Sequence[bytes] = ()
+
+    def check(self, n_frames: int, n_atoms: int) -> None:
+        """Refuse what must not reach a peer.
+
+        Args:
+            n_frames: structures that were asked for.
+            n_atoms: atoms of each.
+
+        Raises:
+            LocalProtocolError: an array has another shape or a number that is not finite, or extras are missing.
+        """
+        expected = {"energy": (n_frames,), "forces": (n_frames, n_atoms, 3), "virial": (n_frames, 3, 3)}
+        for name, shape in expected.items():
+            array = getattr(self, name)
+            if array.shape != shape or not np.isfinite(array).all():
+                raise LocalProtocolError(f"the {name} of an answer must be finite, of shape {shape}; got {array.shape}")
+        if self.extras and len(self.extras) != n_frames:
+            raise LocalProtocolError(f"{len(self.extras)} extras were given for {n_frames} structures")
+
+
+@dataclass(frozen=True, eq=False)
+class WireForces:
+    """An answer in atomic units, as every transport carries it.
+
+    Attributes:
+        energy_hartree: (n_frames,), float64.
+        forces_hartree_per_bohr: (n_frames, n_atoms, 3), float64, contiguous.
+        virial_hartree: (n_frames, 3, 3), float64; exactly symmetric, for the wire carries the transpose and peers drop
+            one triangle or the other.
+    """
+
+    energy_hartree: Floats
+    forces_hartree_per_bohr: Floats
+    virial_hartree: Floats
+
+
+def to_wire(answer: Forces) -> WireForces:
+    """Turn an answer into atomic units; the arrays are new."""
+    return WireForces(
+        answer.energy / HARTREE,
+        np.divide(answer.forces, HARTREE_PER_BOHR, order="C"),
+        (0.5 * answer.virial + 0.5 * answer.virial.transpose(0, 2, 1)) / HARTREE,  # halved first: no overflow
+    )
+
+
+def from_wire(positions_bohr: Floats, cells_bohr: Floats) -> Structures:
+    """Make structures of what a transport has carried; the arrays are new and writable.
+
+    Args:
+        positions_bohr: (n_frames, n_atoms, 3).
+        cells_bohr: lattice vectors as columns, (n_frames, 3, 3).
+    """
+    with np.errstate(invalid="ignore"):  # a signalling NaN is refused, in silence, where structures are checked
+        return Structures(positions_bohr * BOHR, np.ascontiguousarray(cells_bohr.transpose(0, 2, 1)) * BOHR)
 
 
 def encode_header(message: PeerMessage | EngineMessage) -> bytes:
@@ -165,11 +222,7 @@ def _posdata_size(buffer: memoryview, batch_size: int, limits: Limits) -> int:
     if len(buffer) < count_at + _INT.size:
         return count_at + _INT.size
     (n_atoms,) = _INT.unpack_from(buffer, count_at)
-    if not 1 <= n_atoms <= limits.atoms // batch_size:
-        raise RemoteProtocolError(
-            f"POSDATA announces {n_atoms} atoms in each of {batch_size} structures; expected 1 to "
-            f"{limits.atoms // batch_size} (does the peer run on a machine of the same byte order?)"
-        )
+    check_atoms(n_atoms, batch_size, limits)
     return fixed + batch_size * int(n_atoms) * 3 * _FLOAT_SIZE
 
 
@@ -199,10 +252,7 @@ def decode_posdata(buffer: Buffer, batch_size: int) -> Structures:
     positions_at = HEADER_SIZE + _INT.size + batch_size * 2 * _CELL_SIZE
     cells_bohr = np.frombuffer(buffer, np.float64, batch_size * 18, cells_at).reshape(batch_size, 2, 3, 3)[:, 0]
     positions_bohr = np.frombuffer(buffer, np.float64, batch_size * n_atoms * 3, positions_at)
-    return Structures(
-        (positions_bohr * BOHR).reshape(batch_size, n_atoms, 3),
-        np.ascontiguousarray(cells_bohr.transpose(0, 2, 1)) * BOHR,
-    )
+    return from_wire(positions_bohr.reshape(batch_size, n_atoms, 3), cells_bohr)
 
 
 def encode_forces(answer: Forces) -> list[Buffer]:
@@ -211,14 +261,28 @@ def encode_forces(answer: Forces) -> list[Buffer]:
     Returns:
         Buffers to be sent in order; the big one is an array of its own and is not copied again.
     """
-    forces_hartree_per_bohr = np.divide(answer.forces, HARTREE_PER_BOHR, order="C")
-    # The wire carries the transpose, and peers drop one triangle or the other: both must hold the same.
-    virial_hartree = (answer.virial + answer.virial.transpose(0, 2, 1)) / (2 * HARTREE)
-    extras = answer.extras or [EMPTY_EXTRA] * len(answer.energy)
-    head = encode_header(EngineMessage.FORCEREADY) + (answer.energy / HARTREE).tobytes()
-    tail = b"".join(_INT.pack(len(e)) + e for e in (extra or EMPTY_EXTRA for extra in extras))
+    wire = to_wire(answer)
     return [
-        head + _INT.pack(answer.forces.shape[1]),
-        forces_hartree_per_bohr.data.cast("B"),
-        virial_hartree.tobytes() + tail,
+        encode_header(EngineMessage.FORCEREADY) + wire.energy_hartree.tobytes() + _INT.pack(answer.forces.shape[1]),
+        wire.forces_hartree_per_bohr.data.cast("B"),
+        wire.virial_hartree.tobytes() + encode_extras(answer),
     ]
+
+
+def encode_extras(answer: Forces) -> bytes:
+    """Write the extras of an answer, each with its length; what is empty becomes `EMPTY_EXTRA`."""
+    extras = answer.extras or [EMPTY_EXTRA] * len(answer.energy)
+    return b"".join(_INT.pack(len(e)) + e for e in (extra or EMPTY_EXTRA for extra in extras))
+
+
+def check_atoms(n_atoms: int, n_frames: int, limits: Limits) -> None:
+    """Hold the atom count of a peer against the limits.
+
+    Raises:
+        RemoteProtocolError: it is out of bounds.
+    """
+    if not 1 <= n_atoms <= limits.atoms // n_frames:
+        raise RemoteProtocolError(
+            f"POSDATA announces {n_atoms} atoms in each of {n_frames} structures; expected 1 to "
+            f"{limits.atoms // n_frames} (does the peer run on a machine of the same byte order?)"
+        )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dpserver.ipi.codec import Structures
+from dpserver.ipi.shared import SharedStructures
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,16 @@ class ForcesWanted:
 
 
 @dataclass(frozen=True)
+class SharedForcesWanted:
+    """The same of structures that lie in shared memory.
+
+    Their forces have to be there before what `Session.data_to_send` returns after `Session.send` is sent.
+    """
+
+    shared: SharedStructures
+
+
+@dataclass(frozen=True)
 class PeerLeft:
     """Nothing more will come.
 
@@ -44,4 +55,4 @@ class PeerLeft:
     reason: str
 
 
-Event = Initialised | ForcesWanted | PeerLeft
+Event = Initialised | ForcesWanted | SharedForcesWanted | PeerLeft

@@ -10,6 +10,15 @@ from dpserver.ipi.codec import Limits
 BATCH_SIZE = "batch_size"
 
 
+def is_from_ipi(raw: bytes) -> bool:
+    """Whether an INIT string is one of i-PI, the only peer known to read extras.
+
+    i-PI, from 2.6 to 3.3 at least, starts it with a blank, which stands alone where the input has no parameters and
+    before `key : value` where it has. ASE sends one NUL byte, CP2K a word.
+    """
+    return raw.startswith(b" ") and (raw.isspace() or b":" in raw)
+
+
 def parse_parameters(raw: bytes) -> Mapping[str, str]:
     """Read the `<parameters>` of a peer's input, as `key : value` pairs between commas.
 

@@ -17,18 +17,26 @@ why both orders of messages, POSDATA-STATUS-GETFORCE and POSDATA+GETFORCE in one
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
-
-import numpy as np
+from dataclasses import replace
+from enum import Enum, StrEnum
 
 from dpserver.errors import LocalProtocolError, RemoteProtocolError
-from dpserver.ipi import codec
+from dpserver.ipi import codec, shared
 from dpserver.ipi.codec import HEADER_SIZE, Buffer, EngineMessage, Forces, Limits, PeerMessage
-from dpserver.ipi.events import Event, ForcesWanted, Initialised, PeerLeft
-from dpserver.ipi.parameters import parse_parameters, read_batch_size
+from dpserver.ipi.events import Event, ForcesWanted, Initialised, PeerLeft, SharedForcesWanted
+from dpserver.ipi.parameters import is_from_ipi, parse_parameters, read_batch_size
+from dpserver.ipi.shared import Segment, SharedStructures
 
 MAX_PENDING_BYTES = 4096
 """What a peer may send while we compute; it owes us silence, but for a STATUS or a GETFORCE."""
+
+
+class Extras(StrEnum):
+    """Who is sent the extras of an answer; the others get `EMPTY_EXTRA`."""
+
+    AUTO = "auto"  # peers whose INIT is that of i-PI
+    ON = "on"
+    OFF = "off"
 
 
 class State(Enum):
@@ -77,17 +85,28 @@ class Session:
 
     Args:
         limits: bounds on the numbers a peer controls.
+        is_shared: expect structures in shared memory, and send answers without their numbers.
+        extras: whether the peer is sent extras.
     """
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, *, is_shared: bool = False, extras: Extras = Extras.AUTO) -> None:
         self._limits = limits or Limits()
+        self._is_shared = is_shared
+        self._extras = extras
+        self._has_extras = extras is Extras.ON
         self._state = State.NEED_INIT
         self._buffer = bytearray()
         self._has_ended = False  # the stream, not the session
         self._batch_size = 1
         self._shape = (0, 0)  # (n_frames, n_atoms) of the structures that are being computed
+        self._names: Mapping[Segment, str] = {}  # of shared memory, from the first POSDATA on
         self._reply: list[Buffer] = []
         self._outbox: list[Buffer] = []
+
+    @property
+    def has_extras(self) -> bool:
+        """Whether the peer is sent extras, as far as it has told who it is; nobody needs to make them otherwise."""
+        return self._has_extras
 
     @property
     def state(self) -> State:
@@ -142,15 +161,10 @@ class Session:
         """
         if self._state is not State.COMPUTING:
             raise LocalProtocolError(f"forces were given to a session that is {self._state.value}")
-        n_frames, n_atoms = self._shape
-        expected = {"energy": (n_frames,), "forces": (n_frames, n_atoms, 3), "virial": (n_frames, 3, 3)}
-        for name, shape in expected.items():
-            array = getattr(answer, name)
-            if array.shape != shape or not np.isfinite(array).all():
-                raise LocalProtocolError(f"the {name} of an answer must be finite, of shape {shape}; got {array.shape}")
-        if answer.extras and len(answer.extras) != n_frames:
-            raise LocalProtocolError(f"{len(answer.extras)} extras were given for {n_frames} structures")
-        self._reply = codec.encode_forces(answer)
+        answer.check(*self._shape)
+        if not self._has_extras:
+            answer = replace(answer, extras=())
+        self._reply = shared.encode_forces(answer) if self._is_shared else codec.encode_forces(answer)
         self._state = State.HAVE_FORCES
 
     def data_to_send(self) -> list[Buffer]:
@@ -165,6 +179,12 @@ class Session:
         message = codec.decode_header(self._buffer)
         if message not in TRANSITIONS[self._state]:
             raise RemoteProtocolError(f"the peer sent {message} while we were {self._state.value}")
+        if message is not PeerMessage.POSDATA:
+            return message, codec.message_size(message, self._buffer, self._batch_size, self._limits)
+        if self._is_shared:
+            return message, shared.posdata_size(self._buffer, self._batch_size, not self._names, self._limits)
+        if shared.names_segments(self._buffer):
+            raise RemoteProtocolError("the peer's forcefield has mode='shm'; dial it as shm:NAME")
         return message, codec.message_size(message, self._buffer, self._batch_size, self._limits)
 
     def _handle(self, message: PeerMessage, size: int) -> Event | None:
@@ -176,9 +196,7 @@ class Session:
             case PeerMessage.INIT:
                 event = self._initialise()
             case PeerMessage.POSDATA:
-                structures = codec.decode_posdata(self._buffer, self._batch_size)
-                self._shape = structures.n_frames, structures.n_atoms
-                event = ForcesWanted(structures)
+                event = self._take_shared() if self._is_shared else self._take_structures()
             case PeerMessage.GETFORCE:
                 self._outbox += self._reply
                 self._reply = []
@@ -193,7 +211,26 @@ class Session:
         bead, raw = codec.decode_init(self._buffer)
         parameters = parse_parameters(raw)
         self._batch_size = read_batch_size(parameters, self._limits)
+        self._has_extras |= self._extras is Extras.AUTO and is_from_ipi(raw)
         return Initialised(bead, parameters, self._batch_size)
+
+    def _take_structures(self) -> ForcesWanted:
+        """Read POSDATA."""
+        structures = codec.decode_posdata(self._buffer, self._batch_size)
+        self._shape = structures.n_frames, structures.n_atoms
+        return ForcesWanted(structures)
+
+    def _take_shared(self) -> SharedForcesWanted:
+        """Read POSDATA without its structures; the segments are of the size of the first."""
+        n_atoms, names = shared.decode_posdata(self._buffer, not self._names)
+        if self._names and n_atoms != self._shape[1]:
+            raise RemoteProtocolError(
+                f"POSDATA announces {n_atoms} atoms; expected {self._shape[1]}, for which the peer made its segments "
+                "of shared memory"
+            )
+        self._names = self._names or names
+        self._shape = self._batch_size, n_atoms
+        return SharedForcesWanted(SharedStructures(self._batch_size, n_atoms, self._names))
 
     def _leave(self) -> PeerLeft:
         """The stream ended where a message might have started, or while we were computing."""

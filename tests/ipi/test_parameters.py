@@ -2,7 +2,7 @@ import pytest
 
 from dpserver.errors import RemoteProtocolError
 from dpserver.ipi.codec import Limits
-from dpserver.ipi.parameters import parse_parameters, read_batch_size
+from dpserver.ipi.parameters import is_from_ipi, parse_parameters, read_batch_size
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,21 @@ def test_batch_size(parameters, size):
 def test_a_batch_size_out_of_bounds_is_refused(text):
     with pytest.raises(RemoteProtocolError, match="expected 1 to 64"):
         read_batch_size({"batch_size": text}, Limits(batch=64))
+
+
+@pytest.mark.parametrize(
+    ("raw", "is_ipi"),
+    [
+        (b" ", True),
+        (b" template : w.xyz , ", True),
+        (b"  batch_size:8", True),
+        (b" a : b , , batch_size:8", True),
+        (b"\0", False),  # ASE
+        (b"Initializing", False),  # CP2K
+        (b"", False),
+        (b"template: w.xyz", False),
+        (b" words", False),
+    ],
+)
+def test_the_string_of_ipi_is_known_from_those_of_others(raw, is_ipi):
+    assert is_from_ipi(raw) is is_ipi

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpserver.errors import LocalProtocolError, RemoteProtocolError
-from dpserver.ipi import Forces, ForcesWanted, Initialised, Limits, PeerLeft, Session, State
+from dpserver.ipi import Extras, Forces, ForcesWanted, Initialised, Limits, PeerLeft, Session, State
 from dpserver.ipi.session import MAX_PENDING_BYTES, STATUS_ANSWER, TRANSITIONS
 from tests import peer
 
@@ -304,6 +305,30 @@ def test_no_wrong_answer_gets_out(wrong):
 def test_forces_that_nobody_asked_for_are_our_bug():
     with pytest.raises(LocalProtocolError, match="waiting for INIT"):
         Session().send(Forces(np.zeros(1), np.zeros((1, 4, 3)), np.zeros((1, 3, 3))))
+
+
+@pytest.mark.parametrize(
+    ("extras", "text", "is_sent"),
+    [
+        (Extras.AUTO, b" ", True),
+        (Extras.AUTO, b"\0", False),
+        (Extras.AUTO, b"Initializing", False),
+        (Extras.AUTO, None, False),
+        (Extras.ON, b"\0", True),
+        (Extras.ON, None, True),
+        (Extras.OFF, b" ", False),
+    ],
+)
+def test_extras_go_to_those_who_read_them(extras, text, is_sent):
+    session = Session(extras=extras)
+    session.receive_data((b"" if text is None else peer.init(text)) + peer.posdata(X, CELL) + peer.GETFORCE)
+    while not isinstance(event := session.next_event(), ForcesWanted):
+        assert event is not None
+    assert session.has_extras is is_sent
+    session.send(replace(answer(event), extras=[b'{"a": 1}']))
+    session.next_event()
+    reply = peer.read_reply(b"".join(map(bytes, session.data_to_send())))
+    assert reply.extras == [b'{"a": 1}' if is_sent else b" "]
 
 
 # ---- sequences of events, cut anywhere
