@@ -143,10 +143,10 @@ class Assigner:
         self._watch_boundaries(pbc)
         frames = Frames(
             structures.positions.reshape(-1, 3),
-            np.tile(types, n_frames),
+            types if n_frames == 1 else np.tile(types, n_frames),
             structures.cell,
             pbc,
-            np.repeat(np.arange(n_frames), n_atoms),
+            np.arange(n_frames).repeat(n_atoms),
         )
         if is_new:
             frames.check(len(self._model.species))
