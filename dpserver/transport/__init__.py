@@ -1,8 +1,9 @@
-"""Sockets, and nothing but sockets: endpoints, dialling, connections."""
+"""How bytes reach a peer: endpoints, dialling, connections, shared memory, MPI. The only package with sockets."""
 
 from dpserver.transport.connection import Connection, Watchable
 from dpserver.transport.dialer import Attempt, Backoff
-from dpserver.transport.endpoint import Endpoint, InetEndpoint, UnixEndpoint, parse_endpoint
+from dpserver.transport.endpoint import Endpoint, InetEndpoint, ShmEndpoint, UnixEndpoint, parse_endpoint
+from dpserver.transport.shm import SharedArrays
 
 __all__ = [
     "Attempt",
@@ -10,6 +11,8 @@ __all__ = [
     "Connection",
     "Endpoint",
     "InetEndpoint",
+    "SharedArrays",
+    "ShmEndpoint",
     "UnixEndpoint",
     "Watchable",
     "parse_endpoint",

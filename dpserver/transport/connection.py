@@ -30,6 +30,9 @@ class Connection:
 
     Args:
         sock: connected; belongs to the connection from here on.
+
+    Attributes:
+        companions: what is to be closed together with the socket.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -39,6 +42,8 @@ class Connection:
             if sock.family != socket.AF_UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket = sock
+        self.companions = contextlib.ExitStack()
+        self._received = self._sent = 0
         self._is_delayed = sock.family != socket.AF_UNIX and hasattr(socket, "TCP_QUICKACK")
         self._chunk = bytearray(CHUNK_BYTES)
         self._outbox: deque[memoryview] = deque()
@@ -62,11 +67,18 @@ class Connection:
                 return
             except OSError:
                 count = 0
+            self._received += count
             if self._is_delayed and count:
                 self._acknowledge()
             yield view[:count]
             if count < CHUNK_BYTES:
                 return
+
+    def take_traffic(self) -> tuple[int, int]:
+        """Give the bytes that came and that went since this was last asked."""
+        traffic = self._received, self._sent
+        self._received = self._sent = 0
+        return traffic
 
     def _acknowledge(self) -> None:
         """Have the system acknowledge at once, which it forgets again after a while.
@@ -92,6 +104,7 @@ class Connection:
             except OSError:
                 self._outbox.clear()
                 return
+            self._sent += sent
             while self._outbox and sent >= len(self._outbox[0]):
                 sent -= len(self._outbox.popleft())
             if sent:
@@ -116,5 +129,6 @@ class Connection:
         return any(not chunk for chunk in self.receive())
 
     def close(self) -> None:
-        """Give the socket back."""
+        """Give the socket back, and its companions."""
         self.socket.close()
+        self.companions.close()

@@ -20,12 +20,18 @@ class Attempt:
 
     Args:
         addresses: of the endpoint, not empty.
+
+    Attributes:
+        socket: to be watched for becoming writable.
+        error: what went wrong last.
+        is_nobody: whether nobody listened there, rather than somebody who was busy or far away.
     """
 
     def __init__(self, addresses: Sequence[Address]) -> None:
         self._addresses = list(addresses)
         self.socket: socket.socket | None = None
         self.error = ""
+        self.is_nobody = False
 
     def advance(self) -> Connection | None:
         """Go on: start the next address where there is no socket, else ask how the present, now writable one fares.
@@ -47,7 +53,7 @@ class Attempt:
                     sock, self.socket = self.socket, None
                     return Connection(sock)
                 code = errno.ECONNREFUSED
-            self.error = os.strerror(code)
+            self.error, self.is_nobody = os.strerror(code), code in {errno.ECONNREFUSED, errno.ENOENT}
             self.skip()
 
     @property

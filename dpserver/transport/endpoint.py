@@ -12,7 +12,7 @@ DEFAULT_HOST = "localhost"
 DEFAULT_PORT = 31415
 DEFAULT_PREFIX = "/tmp/ipi_"
 
-_FORMS = "inet:HOST:PORT, unix:NAME or unix:/ABSOLUTE/PATH, with @TEMPLATE behind it if wanted"
+_FORMS = "inet:HOST:PORT, unix:NAME, shm:NAME or an absolute path as NAME, with @TEMPLATE behind it if wanted"
 _LONGEST_UNIX_PATH = 107
 
 
@@ -66,7 +66,21 @@ class UnixEndpoint:
         return [Address(socket.AF_UNIX, self.path)]
 
 
-Endpoint = InetEndpoint | UnixEndpoint
+@dataclass(frozen=True)
+class ShmEndpoint:
+    """Shared memory, announced over a unix socket."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"shm:{self.path}"
+
+    def resolve(self) -> list[Address]:
+        """The path of its socket is its address."""
+        return [Address(socket.AF_UNIX, self.path)]
+
+
+Endpoint = InetEndpoint | UnixEndpoint | ShmEndpoint
 
 
 def inet_endpoint(host: str, port: int) -> InetEndpoint:
@@ -88,19 +102,33 @@ def unix_endpoint(name: str, prefix: str = DEFAULT_PREFIX) -> UnixEndpoint:
     Raises:
         ConfigError: the name is empty, or the path too long for the system.
     """
+    return UnixEndpoint(_socket_path("unix", name, prefix))
+
+
+def shm_endpoint(name: str, prefix: str = DEFAULT_PREFIX) -> ShmEndpoint:
+    """The same for a peer whose structures and forces are in shared memory.
+
+    Raises:
+        ConfigError: the name is empty, or the path too long for the system.
+    """
+    return ShmEndpoint(_socket_path("shm", name, prefix))
+
+
+def _socket_path(kind: str, name: str, prefix: str) -> str:
     if not name:
-        raise ConfigError("a unix endpoint needs a name, got an empty one")
+        raise ConfigError(f"a {kind} endpoint needs a name, got an empty one")
     path = name if name.startswith("/") else prefix + name
     if len(path.encode()) > _LONGEST_UNIX_PATH:
         raise ConfigError(f"the path of a unix socket has at most {_LONGEST_UNIX_PATH} bytes; {path!r} is longer")
-    return UnixEndpoint(path)
+    return path
 
 
 def parse_endpoint(text: str, prefix: str = DEFAULT_PREFIX) -> tuple[Endpoint, Path | None]:
     """Read one `--connect` value.
 
     Args:
-        text: `inet:host:port` (brackets around an IPv6 address), `unix:name` or `unix:/path`, then perhaps `@file`.
+        text: `inet:host:port` (brackets around an IPv6 address), `unix:name` or `unix:/path`, likewise `shm:`, then
+            perhaps `@file`.
         prefix: what the system's name of a unix socket starts with.
 
     Returns:
@@ -123,5 +151,5 @@ def parse_endpoint(text: str, prefix: str = DEFAULT_PREFIX) -> tuple[Endpoint, P
         case "unix":
             return unix_endpoint(rest, prefix), path
         case "shm":
-            raise ConfigError(f"endpoint {text!r}: shared memory is not supported yet; use unix:{rest or 'NAME'}")
+            return shm_endpoint(rest, prefix), path
     raise ConfigError(f"endpoint {text!r} is of no known kind; expected {_FORMS}")

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from dpserver.errors import ConfigError
-from dpserver.transport import InetEndpoint, UnixEndpoint, parse_endpoint
-from dpserver.transport.endpoint import inet_endpoint, unix_endpoint
+from dpserver.transport import InetEndpoint, ShmEndpoint, UnixEndpoint, parse_endpoint
+from dpserver.transport.endpoint import inet_endpoint, shm_endpoint, unix_endpoint
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,8 @@ from dpserver.transport.endpoint import inet_endpoint, unix_endpoint
         ("unix:water", UnixEndpoint("/tmp/ipi_water"), None),
         ("unix:/run/md.sock@/a/w.xyz", UnixEndpoint("/run/md.sock"), Path("/a/w.xyz")),
         ("unix:a:b", UnixEndpoint("/tmp/ipi_a:b"), None),
+        ("shm:water@w.xyz", ShmEndpoint("/tmp/ipi_water"), Path("w.xyz")),
+        ("shm:/run/md.sock", ShmEndpoint("/run/md.sock"), None),
     ],
 )
 def test_what_a_user_writes(text, endpoint, template):
@@ -26,6 +28,7 @@ def test_what_a_user_writes(text, endpoint, template):
 def test_the_prefix_of_unix_names_can_be_set():
     assert parse_endpoint("unix:water", "/scratch/ipi_")[0] == UnixEndpoint("/scratch/ipi_water")
     assert parse_endpoint("unix:/abs", "/scratch/ipi_")[0] == UnixEndpoint("/abs")
+    assert parse_endpoint("shm:water", "/scratch/ipi_")[0] == ShmEndpoint("/scratch/ipi_water")
 
 
 @pytest.mark.parametrize(
@@ -42,7 +45,8 @@ def test_the_prefix_of_unix_names_can_be_set():
         ("unix:", "needs a name"),
         ("unix:" + 120 * "x", "at most 107 bytes"),
         ("unix:water@", "ends in @"),
-        ("shm:water", "shared memory is not supported yet; use unix:water"),
+        ("shm:", "a shm endpoint needs a name"),
+        ("shm:" + 120 * "x", "at most 107 bytes"),
     ],
 )
 def test_what_cannot_be_used_is_refused(text, complaint):
@@ -57,4 +61,5 @@ def test_a_host_without_address_is_refused_by_name():
 
 def test_addresses():
     assert unix_endpoint("water").resolve()[0].target == "/tmp/ipi_water"
+    assert shm_endpoint("water").resolve() == unix_endpoint("water").resolve()
     assert ("127.0.0.1", 31415) in [a.target for a in inet_endpoint("localhost", 31415).resolve()]
