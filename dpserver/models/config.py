@@ -31,7 +31,9 @@ __all__ = [
     "LocFrameConfig",
     "ModelConfig",
     "SeE2AConfig",
+    "SeE2RConfig",
     "Seed",
+    "SmoothConfig",
     "parse",
 ]
 
@@ -84,21 +86,30 @@ def _seed(value: Any) -> Any:
 Activation = Annotated[str, BeforeValidator(_activation)]
 Sel = Annotated[tuple[int, ...] | str, BeforeValidator(_sel)]
 Seed = Annotated[int | None, BeforeValidator(_seed)]
+TypePairs = tuple[tuple[Count, Count], ...]
 
 
-class SeE2AConfig(Section):
-    """The smooth descriptor se_e2_a (alias se_a): two-body embedding, full angular information.
+def check_pairs(key: str, pairs: TypePairs, n_types: int) -> None:
+    """Raise where a pair names a type that does not exist."""
+    for pair in pairs:
+        if max(pair) >= n_types:
+            raise complain(key, f"types go from 0 to {n_types - 1}, got {list(pair)}")
+
+
+class SmoothConfig(Section):
+    """What the smooth descriptors have in common.
 
     Attributes:
         sel: neighbours of each type that statistics and the empty-slot term count, or "auto[:factor]".
         rcut: cutoff, Å.
         rcut_smth: where the switch from 1/r to 0 starts, Å.
         neuron: widths of the embedding net.
-        axis_neuron: columns of G that form G_<.
         activation_function: of the embedding net, lower case.
         resnet_dt: learnt step widths in the skip connections.
         type_one_side: one embedding net per neighbour type instead of one per pair of types.
         exclude_types: pairs of types that do not see each other.
+        keeps_excluded_slots: whether the empty slots of such a pair add their term nevertheless, as in DeePMD-kit's
+            PyTorch models; by default they do where `type_one_side` is true. Of no effect where davg is 0.
         precision: DeePMD-kit's name of the net's precision; see `OptionsConfig.precision` for what governs.
         set_davg_zero: keep the mean of the environment matrix at 0.
         env_protection: added to r in the environment matrix, Å.
@@ -107,40 +118,58 @@ class SeE2AConfig(Section):
 
     fixed: ClassVar[Table] = {"trainable": True}
 
-    type: Literal["se_e2_a"] = "se_e2_a"
     sel: Sel = "auto"
     rcut: PositiveFloat = 6.0
     rcut_smth: NonNegativeFloat = 0.5
     neuron: Widths = (10, 20, 40)
-    axis_neuron: Positive = 4
     activation_function: Activation = "tanh"
     resnet_dt: Bool = False
     type_one_side: Bool = False
-    exclude_types: tuple[tuple[Count, Count], ...] = ()
+    exclude_types: TypePairs = ()
+    keeps_excluded_slots: Bool | None = None
     precision: NetPrecision = "default"
     set_davg_zero: Bool = False
     env_protection: NonNegativeFloat = 0.0
     seed: Seed = None
 
-    aliases: ClassVar[Table] = {"n_axis_neuron": "axis_neuron"}
-
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _switches_before_cutoff(self) -> Self:
         if self.rcut_smth >= self.rcut:
             raise complain("rcut_smth", f"must be smaller than rcut = {self.rcut}, got {self.rcut_smth}")
-        if self.axis_neuron > self.neuron[-1]:
-            raise complain(
-                "axis_neuron", f"must not exceed the last width of neuron, {self.neuron[-1]}; got {self.axis_neuron}"
-            )
         return self
 
     def check_types(self, n_types: int) -> None:
         """Raise where a list does not fit the number of types."""
         if not isinstance(self.sel, str) and len(self.sel) != n_types:
             raise complain("descriptor.sel", f"needs one number per type of type_map ({n_types}), got {len(self.sel)}")
-        for pair in self.exclude_types:
-            if max(pair) >= n_types:
-                raise complain("descriptor.exclude_types", f"types go from 0 to {n_types - 1}, got {list(pair)}")
+        check_pairs("descriptor.exclude_types", self.exclude_types, n_types)
+
+
+class SeE2AConfig(SmoothConfig):
+    """The smooth descriptor se_e2_a (alias se_a): two-body embedding, full angular information.
+
+    Attributes:
+        axis_neuron: columns of G that form G_<.
+    """
+
+    type: Literal["se_e2_a"] = "se_e2_a"
+    axis_neuron: Positive = 4
+
+    aliases: ClassVar[Table] = {"n_axis_neuron": "axis_neuron"}
+
+    @model_validator(mode="after")
+    def _axes_are_columns(self) -> Self:
+        if self.axis_neuron > self.neuron[-1]:
+            raise complain(
+                "axis_neuron", f"must not exceed the last width of neuron, {self.neuron[-1]}; got {self.axis_neuron}"
+            )
+        return self
+
+
+class SeE2RConfig(SmoothConfig):
+    """The smooth descriptor se_e2_r (alias se_r): two-body embedding of the distances alone."""
+
+    type: Literal["se_e2_r"] = "se_e2_r"
 
 
 class LocFrameConfig(Section):
@@ -206,6 +235,8 @@ class FittingConfig(Section):
         neuron: widths of the hidden layers; equal neighbours get a skip connection.
         activation_function: lower case.
         resnet_dt: learnt step widths in the skip connections.
+        skips_only_equal: leave out the skip connection of the first layer, and those to layers of twice the width, as
+            DeePMD-kit's TensorFlow backend does.
         precision: DeePMD-kit's name of the net's precision; see `OptionsConfig.precision` for what governs.
         rcond: relative cutoff of singular values in the least squares for the energy bias; None is numpy's own.
         seed: accepted; `training.seed` seeds all weights.
@@ -227,19 +258,23 @@ class FittingConfig(Section):
     neuron: Widths = (120, 120, 120)
     activation_function: Activation = "tanh"
     resnet_dt: Bool = True
+    skips_only_equal: Bool = False
     precision: NetPrecision = "default"
     rcond: PositiveFloat | None = None
     seed: Seed = None
 
 
+_DESCRIPTOR_ALIASES: Final = {"se_a": "se_e2_a", "se_r": "se_e2_r"}
+
+
 def _descriptor_name(value: Any) -> Any:
-    if isinstance(value, Mapping) and value.get("type") == "se_a":
-        return {**value, "type": "se_e2_a"}
+    if isinstance(value, Mapping) and value.get("type") in _DESCRIPTOR_ALIASES:
+        return {**value, "type": _DESCRIPTOR_ALIASES[value["type"]]}
     return value
 
 
 DescriptorConfig = Annotated[
-    SeE2AConfig | LocFrameConfig, Field(discriminator="type"), BeforeValidator(_descriptor_name)
+    SeE2AConfig | SeE2RConfig | LocFrameConfig, Field(discriminator="type"), BeforeValidator(_descriptor_name)
 ]
 
 
@@ -250,6 +285,7 @@ class ModelConfig(Section):
         type_map: species of the types, in order.
         descriptor: the atomic environment.
         fitting_net: descriptor to energy of an atom.
+        pair_exclude_types: pairs of types that are no neighbours of each other at all.
         data_stat_nbatch: batches per system that davg and dstd are computed from.
         data_stat_protect: smallest dstd.
     """
@@ -265,7 +301,6 @@ class ModelConfig(Section):
         "sw_rmin": UNSUPPORTED,
         "sw_rmax": UNSUPPORTED,
         "finetune_head": UNSUPPORTED,
-        "pair_exclude_types": [],
         "atom_exclude_types": [],
         "preset_out_bias": None,
         "srtab_add_bias": True,
@@ -275,6 +310,7 @@ class ModelConfig(Section):
     type_map: Annotated[tuple[Str, ...], Field(min_length=1)]
     descriptor: DescriptorConfig
     fitting_net: FittingConfig = FittingConfig()
+    pair_exclude_types: TypePairs = ()
     data_stat_nbatch: Positive = 10
     data_stat_protect: PositiveFloat = 1e-2
 
@@ -283,4 +319,7 @@ class ModelConfig(Section):
         if len(set(self.type_map)) != len(self.type_map):
             raise complain("type_map", f"names a species twice: {list(self.type_map)}")
         self.descriptor.check_types(len(self.type_map))
+        check_pairs("pair_exclude_types", self.pair_exclude_types, len(self.type_map))
+        if self.pair_exclude_types and isinstance(self.descriptor, LocFrameConfig):
+            raise complain("pair_exclude_types", "is not supported with the descriptor loc_frame")
         return self

@@ -117,12 +117,27 @@ def embedding_net(
 
 
 def fitting_net(
-    n_in: int, neuron: Sequence[int], activation_function: str, resnet_dt: bool, generator: torch.Generator
+    n_in: int,
+    neuron: Sequence[int],
+    activation_function: str,
+    resnet_dt: bool,
+    generator: torch.Generator,
+    skips_only_equal: bool = False,
 ) -> nn.Sequential:
-    """Build the net that maps a descriptor, (n, n_in), to an atomic energy, (n, 1), by a linear last layer."""
+    """Build the net that maps a descriptor, (n, n_in), to an atomic energy, (n, 1), by a linear last layer.
+
+    With `skips_only_equal` only hidden layers of the width of the one before have a skip connection.
+    """
     hidden = [
-        Layer(a, b, activation_function, is_residual=True, has_timestep=resnet_dt, generator=generator)
-        for a, b in pairwise([n_in, *neuron])
+        Layer(
+            a,
+            b,
+            activation_function,
+            is_residual=not skips_only_equal or (k > 0 and a == b),
+            has_timestep=resnet_dt,
+            generator=generator,
+        )
+        for k, (a, b) in enumerate(pairwise([n_in, *neuron]))
     ]
     last = Layer(neuron[-1], 1, "linear", is_residual=False, has_timestep=False, generator=generator)
     nn.init.zeros_(last.bias)

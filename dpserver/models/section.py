@@ -126,7 +126,8 @@ def _describe(root: type[Section], path: str, error: dict[str, Any]) -> str:
     if kind == "missing":
         return f"{key}: this key is required"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return f"{key}.type: supported are {context.get('expected_tags', 'se_e2_a, loc_frame')}; {_shown_type(got)}"
+        tags = context.get("expected_tags", "se_e2_a, se_e2_r, loc_frame")
+        return f"{key}.type: supported are {tags}; {_shown_type(got)}"
     message = str(context.get("error", error["msg"]))
     return f"{key}: {message[:1].lower()}{message[1:]}, got {_shown(got)}"
 

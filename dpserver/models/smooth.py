@@ -1,0 +1,157 @@
+"""What the smooth descriptors share: the switched 1/r, its normalisation, embedding nets, and the slots of `sel`.
+
+    s(r) = w(r)/r,  w = 1 below rcut_smth, u³(-6u² + 15u - 10) + 1 up to rcut, u = (r - rcut_smth)/(rcut - rcut_smth)
+
+DeePMD-kit fills the slots of `sel` that no neighbour takes with R̃ = 0 before normalisation. All empty slots of one
+species add the same, so here they enter as one closed term per centre, (n_sel - n_real) times the pair's value at
+r ≥ rcut, and nothing is padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from dpserver.errors import ConfigError, StructureError
+from dpserver.models.config import SmoothConfig
+from dpserver.models.graph import Block, Graph
+from dpserver.models.networks import embedding_net
+
+Config = TypeVar("Config", bound=SmoothConfig)
+
+
+class SmoothDescriptor(nn.Module, Generic[Config]):
+    """A descriptor made of embedded switched distances.
+
+    Args:
+        config: sizes and cutoffs; `sel` resolved to numbers.
+        n_species: number of species.
+        generator: source of the networks' initial values.
+        n_columns: of the environment matrix: 4, or 1 without directions.
+        unseen: pairs of species that are no neighbours at all, the model's `pair_exclude_types`.
+
+    Attributes:
+        davg: mean of R̃ per centre species, (n_species, n_columns), float64.
+        dstd: standard deviation, (n_species, n_columns), float64.
+        excluded: (centre, neighbour) of the pairs of `exclude_types`; such neighbours take slots, and add nothing.
+        silent: those of them whose empty slots add nothing either.
+        unseen: (centre, neighbour) of the pairs whose slots stay empty.
+    """
+
+    config: Config
+    davg: Tensor
+    dstd: Tensor
+
+    def __init__(
+        self,
+        config: Config,
+        n_species: int,
+        generator: torch.Generator,
+        n_columns: int,
+        unseen: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.n_species = n_species
+        self.rcut = config.rcut
+        self.sel = _resolved(config.sel)
+        self.excluded = _both_ways(config.exclude_types)
+        keeps_slots = config.type_one_side if config.keeps_excluded_slots is None else config.keeps_excluded_slots
+        self.silent = set() if keeps_slots else self.excluded
+        self.unseen = _both_ways(unseen)
+        self.register_buffer("davg", torch.zeros(n_species, n_columns, dtype=torch.float64))
+        self.register_buffer("dstd", torch.ones(n_species, n_columns, dtype=torch.float64))
+        n_nets = n_species if config.type_one_side else n_species**2
+        self.embedding = nn.ModuleList(
+            embedding_net(config.neuron, config.activation_function, config.resnet_dt, generator) for _ in range(n_nets)
+        )
+
+    def forward(self, graph: Graph, r_ij: Tensor) -> list[Tensor]:
+        """Describe the atoms of each species.
+
+        Args:
+            graph: the batch.
+            r_ij: vectors of its edges, (n_edges, 3), Å.
+
+        Returns:
+            For each species, (atoms of it, n_features), in the order of `graph.atoms`.
+
+        Raises:
+            StructureError: an atom has more neighbours of a species than `sel` holds.
+        """
+        environment = self.environment(r_ij)
+        return [self._describe(graph, environment, centre) for centre in range(self.n_species)]
+
+    def environment(self, r_ij: Tensor) -> Tensor:
+        """R̃ before normalisation, (n_edges, n_columns), 1/Å."""
+        rcut, rcut_smth, protection = self.rcut, self.config.rcut_smth, self.config.env_protection
+        r = torch.linalg.vector_norm(r_ij, dim=-1, keepdim=True)
+        u = ((r - rcut_smth) / (rcut - rcut_smth)).clamp(0.0, 1.0)
+        w = u**3 * (-6 * u**2 + 15 * u - 10) + 1
+        s = w / (r + protection)
+        return s if self.davg.shape[1] == 1 else torch.cat([s, s * r_ij / (r + protection)], dim=-1)
+
+    @torch.no_grad()
+    def fit_normalisation(self, graphs: Iterable[Graph], protect: float) -> None:
+        """Set davg and dstd to the moments of R̃ over all slots of `sel`, empty ones included.
+
+        As in DeePMD-kit the mean of the angular components is taken as zero, and their three share one deviation.
+
+        Args:
+            graphs: representative batches.
+            protect: smallest deviation, 1/Å.
+        """
+        sums, squares = torch.zeros_like(self.davg), torch.zeros_like(self.davg)
+        slots = self.davg.new_zeros(self.n_species, 1)
+        for graph in graphs:
+            rows = self.environment(graph.vectors())
+            for centre, atoms in enumerate(graph.atoms):
+                seen = [k for k in range(self.n_species) if (centre, k) not in self.unseen]
+                mine = torch.cat([rows[:0], *(rows[graph.blocks[centre, k].edges] for k in seen)])
+                sums[centre] += mine.sum(dim=0)
+                squares[centre] += (mine**2).sum(dim=0)
+                slots[centre] += len(atoms) * sum(self.sel)
+        mean, square = sums / slots.clamp(min=1), squares / slots.clamp(min=1)
+        radial = (square[:, :1] - mean[:, :1] ** 2).clamp(min=0).sqrt()
+        angular = square[:, 1:].mean(dim=1, keepdim=True).sqrt().expand(-1, self.davg.shape[1] - 1)
+        self.dstd.copy_(torch.cat([radial, angular], dim=1).clamp(min=protect))
+        if not self.config.set_davg_zero:
+            self.davg.copy_(torch.cat([mean[:, :1], torch.zeros_like(angular)], dim=1))
+
+    def _describe(self, graph: Graph, environment: Tensor, centre: int) -> Tensor:
+        """D of the atoms of one species, (atoms of it, n_features)."""
+        raise NotImplementedError
+
+    def embedding_of(self, centre: int, neighbour: int) -> nn.Module:
+        """The embedding net of a pair of species."""
+        return self.embedding[neighbour if self.config.type_one_side else neighbour * self.n_species + centre]
+
+    def _empty(self, centre: int, dtype: torch.dtype) -> Tensor:
+        """What an empty slot holds after normalisation, (1, n_columns)."""
+        return (-self.davg[centre] / self.dstd[centre]).to(dtype)[None]
+
+    def _empty_slots(self, graph: Graph, block: Block, centre: int, neighbour: int) -> Tensor:
+        """Slots of `sel` left empty around each centre, (atoms of the centre's species,)."""
+        if (centre, neighbour) in self.unseen:
+            return torch.full_like(block.segments.counts, self.sel[neighbour])
+        if block.segments.width > self.sel[neighbour]:
+            atom = graph.name_atom(centre, int(block.segments.counts.argmax()))
+            raise StructureError(
+                f"{atom} has {block.segments.width} neighbours of type {neighbour} within {self.rcut} Å, but the model "
+                f"was made for at most {self.sel[neighbour]} (sel); check the density, or train with a larger sel"
+            )
+        return self.sel[neighbour] - block.segments.counts
+
+
+def _both_ways(pairs: Iterable[tuple[int, int]]) -> set[tuple[int, int]]:
+    return {pair for a, b in pairs for pair in ((a, b), (b, a))}
+
+
+def _resolved(sel: tuple[int, ...] | str) -> tuple[int, ...]:
+    """The numbers of `sel`, which training has to put in place of `auto`."""
+    if isinstance(sel, str):
+        raise ConfigError(f"descriptor.sel is {sel!r}; a model needs numbers, as `dpserver train` takes from the data")
+    return sel
