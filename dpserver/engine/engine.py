@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from dpserver.engine.budget import Budget
+from dpserver.engine.deviations import DeviationWatch
+from dpserver.engine.extras import committee_extras
 from dpserver.engine.runner import ForceModel, Runner
 from dpserver.engine.species import Assigner
 from dpserver.errors import DPServerError
@@ -21,10 +24,16 @@ class Request:
     Attributes:
         structures: all with the same number of atoms.
         assigner: of the connection they came from.
+        has_extras: whether the peer is sent what a committee has to say beside its mean.
+        peer: the connection they came on.
+        group: the simulation that asks; all connections to one endpoint are one.
     """
 
     structures: Structures
     assigner: Assigner
+    has_extras: bool = False
+    peer: Hashable = None
+    group: Hashable = None
 
     @property
     def n_frames(self) -> int:
@@ -42,13 +51,21 @@ class Engine:
 
     Args:
         model: evaluates; the engine is used by one thread.
+        max_atoms: of one evaluation; larger batches are evaluated in several.
+        watch: is shown what a committee answers.
     """
 
-    def __init__(self, model: ForceModel) -> None:
-        self._runner = Runner(model)
+    def __init__(self, model: ForceModel, max_atoms: int = Budget.atoms, watch: DeviationWatch | None = None) -> None:
+        self._runner = Runner(model, max_atoms)
+        self._watch = watch
+
+    @property
+    def max_atoms(self) -> int:
+        """Most atoms of one evaluation; fewer than at first once the memory of the device was full."""
+        return self._runner.max_atoms
 
     def answer(self, requests: Sequence[Request]) -> list[Forces | DPServerError]:
-        """Evaluate requests in one batch.
+        """Evaluate requests in one batch, or in as few as the memory of the device allows.
 
         Returns:
             For each its forces, or the error that refuses it and nobody else.
@@ -63,8 +80,12 @@ class Engine:
                 parts[k] = request.assigner.frames(without_padding(request.structures))
             except DPServerError as error:
                 answers[k] = error
-        for k, outcome in zip(parts, self._runner.run(list(parts.values())), strict=True):
-            answers[k] = outcome if isinstance(outcome, DPServerError) else to_forces(outcome, requests[k].structures)
+        outcomes = dict(zip(parts, self._runner.run(list(parts.values())), strict=True))
+        for k, outcome in outcomes.items():
+            answers[k] = outcome if isinstance(outcome, DPServerError) else to_forces(outcome, requests[k])
+        if self._watch is not None:
+            results = [(k, outcome) for k, outcome in outcomes.items() if isinstance(outcome, ForceResult)]
+            self._watch.see([(str(requests[k].group), parts[k], result) for k, result in results])
         return [answer for answer in answers if answer is not None]
 
 
@@ -77,10 +98,13 @@ def without_padding(structures: Structures) -> Structures:
     return Structures(positions[:n_real], cell[:n_real])
 
 
-def to_forces(result: ForceResult, structures: Structures) -> Forces:
+def to_forces(result: ForceResult, request: Request) -> Forces:
     """Shape the result of the structures that were computed into an answer for all, padding included."""
-    computed = np.minimum(np.arange(structures.n_frames), len(result.energy) - 1)
-    forces = result.forces.reshape(-1, structures.n_atoms, 3)
-    if len(computed) == len(result.energy):
-        return Forces(result.energy, forces, result.virial)
-    return Forces(result.energy[computed], forces[computed], result.virial[computed])
+    n_frames, n_computed = request.structures.n_frames, len(result.energy)
+    forces = result.forces.reshape(n_computed, -1, 3)
+    extras = committee_extras(result) if request.has_extras else []
+    if n_computed == n_frames:
+        return Forces(result.energy, forces, result.virial, extras)
+    computed = np.minimum(np.arange(n_frames), n_computed - 1)
+    padded = [extras[k] for k in computed] if extras else []
+    return Forces(result.energy[computed], forces[computed], result.virial[computed], padded)

@@ -5,10 +5,10 @@ import numpy as np
 from dpserver.engine import Assigner, Engine, Order, Request
 from dpserver.engine.engine import without_padding
 from dpserver.errors import StructureError
-from dpserver.frames import Frames
+from dpserver.frames import ForceResult, Frames
 from dpserver.ipi import Forces, Structures
 from tests import structures
-from tests.doubles import PairModel
+from tests.doubles import Faulty, PairModel
 
 ORDER = Order(("O", "H", "H"), "--species")
 
@@ -72,6 +72,30 @@ def test_the_same_atoms_in_another_cell_are_no_copy():
     a = structures.cubic()
     sent = Structures(np.stack([a.positions] * 2), np.concatenate([a.cell, 1.01 * a.cell]))
     assert without_padding(sent).n_frames == 2
+
+
+def test_a_request_that_is_too_large_is_evaluated_in_pieces_and_answered_whole():
+    model = PairModel()
+    engine = Engine(model, max_atoms=48)
+    frames = [structures.cubic(seed) for seed in (1, 2, 3, 4, 5, 5)]
+    answers = engine.answer([request(model, *frames), request(model, structures.cluster())])
+    assert model.batches == [2, 1, 2, 1]
+    check(answers[0], *frames)
+    check(answers[1], structures.cluster())
+
+
+def test_what_the_memory_holds_is_told():
+    def fault(frames: Frames, result: ForceResult) -> ForceResult:
+        if frames.n_frames > 2:
+            raise MemoryError("full")
+        return result
+
+    model = Faulty(fault)
+    engine = Engine(model, max_atoms=1000)
+    assert engine.max_atoms == 1000
+    frames = [structures.cubic(seed) for seed in range(4)]
+    check(engine.answer([request(model, *frames)])[0], *frames)
+    assert engine.max_atoms == 48
 
 
 def test_nothing_asked():

@@ -1,0 +1,41 @@
+"""`dpserver committee`: several models of the same species in one file, which serves their mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dpserver.cli import console
+from dpserver.errors import ConfigError
+
+
+def committee(
+    models: Annotated[
+        list[Path],
+        typer.Argument(help="Model files, at least two.", metavar="a.pt b.pt ...", show_default=False),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Model file to write.", metavar="FILE", show_default=False)
+    ],
+) -> None:
+    """Join models into a committee: their mean is served, and how far they lie apart tells where not to trust it.
+
+    The models differ by the seed of their training, or by its data. A committee among them enters member by member.
+    """
+    if output.is_dir() or not output.absolute().parent.is_dir():
+        raise ConfigError(f"--output {output}: expected a file name in an existing folder")
+    if output.exists() and any(output.samefile(model) for model in models if model.exists()):
+        raise ConfigError(f"--output {output} is one of the models to join; give the committee a name of its own")
+
+    from dpserver.models import checkpoint
+
+    values = checkpoint.join(models)
+    checkpoint.write(output, values)
+    console.err.print(
+        f"committee of {len(values['members'])}: {output}   (dpserver info {output}; dpserver --model {output} "
+        "--port 31415)",
+        highlight=False,
+        soft_wrap=True,
+    )

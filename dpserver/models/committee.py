@@ -1,0 +1,128 @@
+"""Several potentials trained alike: their mean serves, and how far they lie apart tells where it is not to be trusted.
+
+⟨E⟩ = (1/M) Σ_m E_m, and so for forces, virials and atomic energies: the mean of conservative forces is conservative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from dpserver.errors import ConfigError
+from dpserver.frames import CommitteeResult, Floats, ForceResult, Frames
+from dpserver.models.compilation import TABLE_ERROR, Compilation
+from dpserver.models.potential import Potential
+
+
+class Committee:
+    """The mean of several potentials, evaluated together.
+
+    Args:
+        members: at least one, on one device, with the same species in the same order.
+
+    Attributes:
+        members: the potentials.
+        species: symbol of each type.
+        rcut: largest cutoff radius of the members, Å.
+        template: symbol of each atom of the training structures, where it is that of all members, else None.
+        min_distance: smallest distance that any member has seen in training of each pair of species, (n_species,
+            n_species), Å; inf where none has met the pair.
+
+    Raises:
+        ConfigError: there is no member, or their species differ.
+    """
+
+    def __init__(self, members: Sequence[Potential]) -> None:
+        if not members:
+            raise ConfigError("a committee needs at least one member")
+        self.members = tuple(members)
+        self.species = self.members[0].species
+        for k, member in enumerate(self.members):
+            check_species(member.species, self.species, f"member {k + 1}", "member 1")
+        self.rcut = max(member.rcut for member in self.members)
+        templates = {member.template for member in self.members}
+        self.template = templates.pop() if len(templates) == 1 else None
+        self.min_distance: Floats = np.min([member.min_distance for member in self.members], axis=0)
+        self._compilation: Compilation | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the members compute."""
+        return self.members[0].device
+
+    def accelerate(self, threads: int | None = None, table_error: float = TABLE_ERROR) -> None:
+        """Let `evaluate` use the CPU kernels, where they know the members; see `Compilation`.
+
+        Args:
+            threads: that compute; by default one for each core available.
+            table_error: of forces, relative to forces of typical size.
+
+        Raises:
+            ConfigError: a number that is not positive.
+        """
+        self._compilation = Compilation(self.members, threads, table_error)
+
+    def warm_up(self) -> None:
+        """Make now what the first evaluation would have to."""
+        if self._compilation is not None:
+            self._compilation.warm_up()
+
+    def evaluate(self, frames: Frames) -> ForceResult:
+        """Mean energies, forces and virials of a batch, and those of the members.
+
+        Args:
+            frames: structures, of any sizes; not changed.
+
+        Returns:
+            Arrays that belong to the caller, in eV and eV/Å, with `committee`.
+
+        Raises:
+            StructureError: a structure that has no answer, named with its cause.
+        """
+        frames.check(len(self.species))
+        return _mean(self._evaluate_each(frames))
+
+    def _evaluate_each(self, frames: Frames) -> list[ForceResult]:
+        """The answer of each member; members of one cutoff share the neighbour list and all that is made of it."""
+        if self._compilation is not None:
+            return self._compilation.evaluate(frames)
+        graphs = {member.rcut: member.graph(frames) for member in {m.rcut: m for m in self.members}.values()}
+        return [member(graphs[member.rcut]).to_result(frames) for member in self.members]
+
+
+def check_species(species: Sequence[str], expected: Sequence[str], name: str, other: str) -> None:
+    """Refuse a member whose types mean something else than those of the others.
+
+    Args:
+        species: of the member.
+        expected: of the committee.
+        name: of the member, for the message.
+        other: of one whose species are expected.
+
+    Raises:
+        ConfigError: they differ, or come in another order.
+    """
+    if tuple(species) != tuple(expected):
+        raise ConfigError(
+            f"{name} knows the species {' '.join(species)}, {other} {' '.join(expected)}; the members of a committee "
+            "need the same type_map, in the same order"
+        )
+
+
+def _mean(results: Sequence[ForceResult]) -> ForceResult:
+    """The mean of the members' answers to one batch, and these answers."""
+    committee = CommitteeResult(
+        np.stack([r.energy for r in results]),
+        np.stack([r.forces for r in results]),
+        np.stack([r.virial for r in results]),
+    )
+    return ForceResult(
+        committee.energy.mean(axis=0),
+        committee.forces.mean(axis=0),
+        committee.virial.mean(axis=0),
+        np.mean([r.atom_energy for r in results], axis=0),
+        results[0].frame_idx,
+        committee,
+    )
