@@ -7,8 +7,10 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Self
 
 from dpserver.engine import Engine, Request
@@ -18,6 +20,23 @@ from dpserver.ipi import Forces
 logger = logging.getLogger(__name__)
 
 Answer = Forces | DPServerError
+
+
+@dataclass(frozen=True, eq=False)
+class Done:
+    """A batch that was evaluated.
+
+    Attributes:
+        batch: what was asked.
+        answers: one for each.
+        seconds: how long it took.
+        max_atoms: that one evaluation may have from now on.
+    """
+
+    batch: Sequence[Request]
+    answers: Sequence[Answer]
+    seconds: float
+    max_atoms: int
 
 
 class WakeUp:
@@ -54,15 +73,17 @@ class ComputeThread:
     """Runs an engine on one batch at a time, away from the thread that answers STATUS.
 
     Args:
-        engine: answers batches; used by this thread alone.
+        engine: answers batches; used by one thread at a time.
         wake_up: told when a batch is done.
+        clock: seconds, monotonic.
     """
 
-    def __init__(self, engine: Engine, wake_up: WakeUp) -> None:
+    def __init__(self, engine: Engine, wake_up: WakeUp, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine
         self._wake_up = wake_up
+        self._clock = clock
         self._jobs: queue.SimpleQueue[Sequence[Request] | None] = queue.SimpleQueue()
-        self._done: deque[tuple[Sequence[Request], Sequence[Answer]]] = deque()
+        self._done: deque[Done] = deque()
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
         self._device_error: DeviceError | None = None
         self.is_busy = False
@@ -75,12 +96,20 @@ class ComputeThread:
         self._jobs.put(None)
         self._thread.join()
 
-    def submit(self, batch: Sequence[Request]) -> None:
-        """Hand a batch over; the thread must not be busy."""
-        self.is_busy = True
-        self._jobs.put(batch)
+    def submit(self, batch: Sequence[Request], *, is_brief: bool = False) -> None:
+        """Hand a batch over; the thread must not be busy.
 
-    def collect(self) -> tuple[Sequence[Request], Sequence[Answer]] | None:
+        Args:
+            batch: requests to answer together.
+            is_brief: it takes less time than to hand it over and back, and is answered before this returns.
+        """
+        self.is_busy = True
+        if is_brief:
+            self._answer(batch)
+        else:
+            self._jobs.put(batch)
+
+    def collect(self) -> Done | None:
         """Take the batch that is done, if it is.
 
         Raises:
@@ -95,11 +124,17 @@ class ComputeThread:
 
     def _run(self) -> None:
         while (batch := self._jobs.get()) is not None:
-            try:
-                self._done.append((batch, self._engine.answer(batch)))
-            except DeviceError as error:
-                self._device_error = error
-            except Exception as error:
-                logger.exception("a batch of %d requests failed", len(batch))
-                self._done.append((batch, [StructureError(f"internal error: {error!r}")] * len(batch)))
+            self._answer(batch)
             self._wake_up.wake()
+
+    def _answer(self, batch: Sequence[Request]) -> None:
+        start = self._clock()
+        try:
+            answers: Sequence[Answer] = self._engine.answer(batch)
+        except DeviceError as error:
+            self._device_error = error
+            return
+        except Exception as error:
+            logger.exception("a batch of %d requests failed", len(batch))
+            answers = [StructureError(f"internal error: {error!r}")] * len(batch)
+        self._done.append(Done(batch, answers, self._clock() - start, self._engine.max_atoms))

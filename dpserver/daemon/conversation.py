@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 from dpserver.engine import Assigner, Request
 from dpserver.errors import DPServerError, RemoteProtocolError
-from dpserver.ipi import Event, Forces, ForcesWanted, Initialised, Limits, PeerLeft, Session, State
-from dpserver.transport import Connection
+from dpserver.ipi import (
+    Event,
+    Forces,
+    ForcesWanted,
+    Initialised,
+    PeerLeft,
+    Session,
+    SharedForcesWanted,
+    SharedStructures,
+    State,
+    Structures,
+)
+from dpserver.transport import Connection, SharedArrays
 
 logger = logging.getLogger(__name__)
 
 KNOWN_PARAMETERS = ("batch_size", "species", "template")
 
 
-def _explain_unknown(parameters: Sequence[str]) -> str:
+def explain_unknown(parameters: Sequence[str]) -> str:
     """Say which INIT parameters are not ours, which are, and which were probably meant."""
     near = [difflib.get_close_matches(name.casefold(), KNOWN_PARAMETERS, n=1) for name in parameters]
     meant = sorted({name for names in near for name in names})
@@ -37,10 +48,11 @@ class End(Enum):
 
 @dataclass(frozen=True)
 class Ending:
-    """How and why."""
+    """How and why, and the error, if what the peer sent ended it before it was a request."""
 
     how: End
     reason: str
+    error: Exception | None = None
 
 
 class Conversation:
@@ -48,13 +60,15 @@ class Conversation:
 
     Args:
         connection: open; belongs to the conversation.
+        session: new.
         assigner: gives the atoms of this peer their species.
         name: for the log.
+        group: the simulation it belongs to.
         submit: takes a request; its answer comes back to `deliver`.
         clock: seconds, monotonic.
-        limits: bounds on what the peer may announce.
 
     Attributes:
+        group: as given.
         ending: set once there is nothing more to say.
         has_heard: whether the peer has said anything.
         n_evaluations: structures answered.
@@ -64,22 +78,25 @@ class Conversation:
     def __init__(
         self,
         connection: Connection,
+        session: Session,
         assigner: Assigner,
         name: str,
-        submit: Callable[[Conversation, Request], None],
+        group: Hashable,
+        submit: Callable[[Request], None],
         clock: Callable[[], float],
-        limits: Limits,
     ) -> None:
         self.connection = connection
         self.ending: Ending | None = None
         self.has_heard = False
         self.n_evaluations = 0
         self.seconds = 0.0
+        self._session = session
+        self._arrays: SharedArrays | None = None
         self._assigner = assigner
         self._name = name
+        self.group = group
         self._submit = submit
         self._clock = clock
-        self._session = Session(limits)
         self._asked_at = 0.0
         self._n_asked = 0
 
@@ -117,6 +134,8 @@ class Conversation:
 
     def _answer(self, answer: Forces) -> None:
         self._session.send(answer)
+        if self._arrays is not None:
+            self._arrays.write(answer)
         self._advance()
 
     def _advance(self) -> None:
@@ -131,20 +150,32 @@ class Conversation:
                 self._assigner.parameters = parameters
                 logger.debug("%s: INIT for bead %d, batches of %d, %s", self._name, bead, batch_size, parameters)
                 if unknown := sorted(parameters.keys() - set(KNOWN_PARAMETERS)):
-                    logger.warning("%s: %s", self._name, _explain_unknown(unknown))
+                    logger.warning("%s: %s", self._name, explain_unknown(unknown))
             case ForcesWanted(structures):
-                self._asked_at = self._clock()
-                self._n_asked = structures.n_frames
-                self._submit(self, Request(structures, self._assigner))
+                self._ask(structures)
+            case SharedForcesWanted(shared):
+                self._ask(self._open(shared).read())
             case PeerLeft(is_clean, reason):
                 self.ending = Ending(End.LEFT if is_clean else End.LOST, reason)
+
+    def _ask(self, structures: Structures) -> None:
+        self._asked_at = self._clock()
+        self._n_asked = structures.n_frames
+        self._submit(Request(structures, self._assigner, self._session.has_extras, self, self.group))
+
+    def _open(self, shared: SharedStructures) -> SharedArrays:
+        """The shared memory of this connection, which is open until the connection is closed."""
+        if self._arrays is None:
+            self._arrays = SharedArrays(shared)
+            self.connection.companions.callback(self._arrays.close)
+        return self._arrays
 
     def _guard(self, step: Callable[[], None]) -> None:
         """Let no error out: a peer that breaks the rules, or a bug of ours, ends this conversation and no other."""
         try:
             step()
         except RemoteProtocolError as error:
-            self.ending = Ending(End.REFUSED, str(error))
+            self.ending = Ending(End.REFUSED, str(error), error)
         except Exception as error:
             logger.exception("%s: internal error", self._name)
-            self.ending = Ending(End.REFUSED, f"internal error: {error!r}")
+            self.ending = Ending(End.REFUSED, f"internal error: {error!r}", error)

@@ -7,20 +7,28 @@ of them needs a lock. A batch goes to the compute thread and comes back through 
 from __future__ import annotations
 
 import logging
+import select
 import selectors
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from enum import IntEnum
 
 from dpserver.daemon.compute import ComputeThread, WakeUp
-from dpserver.daemon.conversation import Conversation, End
+from dpserver.daemon.conversation import Conversation
 from dpserver.daemon.link import Link, Phase, Services, Target
-from dpserver.engine import Budget, Engine, ForceModel, Request, Scheduler
-from dpserver.errors import DeviceError
+from dpserver.daemon.pool import Pool
+from dpserver.engine import Budget, DeviationWatch, Engine, ForceModel, Request, Scheduler
+from dpserver.errors import DeviceError, DPServerError
 from dpserver.ipi import Limits
+from dpserver.monitor import Kind, Meter, Reporter
+from dpserver.monitor import Phase as DaemonPhase
 from dpserver.transport import Backoff, Watchable
 
 logger = logging.getLogger(__name__)
+
+BRIEF_SECONDS = 5e-4
+"""An evaluation that takes less is made by the talking thread itself: to wake another one and to be woken by it takes
+about as long, and nobody waits for a STATUS longer than that."""
 
 
 class ExitCode(IntEnum):
@@ -43,6 +51,9 @@ class Daemon:
         budget: bounds of a batch.
         limits: bounds on what a peer may announce.
         make_backoff: pauses between the attempts of one connection.
+        watch: is shown what a committee answers.
+        meter: is told what goes on; on the same clock.
+        report: seconds between two lines in the log that say how it goes; None for none.
         clock: seconds, monotonic.
     """
 
@@ -56,22 +67,32 @@ class Daemon:
         budget: Budget | None = None,
         limits: Limits | None = None,
         make_backoff: Callable[[], Backoff] = Backoff,
+        watch: DeviationWatch | None = None,
+        meter: Meter | None = None,
+        report: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
         self._timeout = timeout
-        self._scheduler: Scheduler[Request] = Scheduler(budget or Budget(), clock)
-        self._owners: dict[Request, Conversation] = {}
-        services = Services(model, self._submit, clock, limits or Limits(), make_backoff, is_once)
-        self._links = [Link(t, k + 1, services) for t in targets for k in range(t.connections)]
+        budget = budget or Budget()
+        self._scheduler: Scheduler[Request] = Scheduler(budget, clock)
+        self._conversations: dict[Hashable, Conversation] = {}
+        services = Services(
+            model, self._join, self._leave, self._submit, clock, limits or Limits(), make_backoff, is_once
+        )
+        self._pools = [Pool(target, services) for target in targets]
         self._is_once = is_once
         self._is_stopping = False
         self._is_told = False
         self._last_served = clock()
         self._wake_up = WakeUp()
-        self._compute = ComputeThread(Engine(model), self._wake_up)
+        self._compute = ComputeThread(Engine(model, budget.atoms, watch), self._wake_up)
         self._selector = selectors.DefaultSelector()
         self._watched: dict[Link, tuple[Watchable, int]] = {}
+        self._meter = meter or Meter(clock)
+        self._reporter = Reporter(self._meter, report, clock)
+        for target in targets:
+            self._meter.expect(target.endpoint)
 
     def stop(self) -> None:
         """Ask to leave once no answer is owed; from any thread or a signal handler."""
@@ -81,23 +102,28 @@ class Daemon:
     def run(self) -> ExitCode:
         """Serve until asked to stop, until nobody is left to serve, or until the device is lost."""
         self._selector.register(self._wake_up, selectors.EVENT_READ)
+        self._meter.phase, self._meter.wake = DaemonPhase.SERVING, self._wake_up.wake
         try:
             with self._compute:
                 return self._serve()
         except DeviceError as error:
             logger.critical("%s", error)
+            self._meter.phase = DaemonPhase.DEVICE_LOST
             return ExitCode.DEVICE_LOST
         finally:
-            for link in self._links:
-                link.abandon()
+            self._meter.wake = None
+            for pool in self._pools:
+                pool.abandon()
             self._selector.close()
             self._wake_up.close()
 
     def _serve(self) -> ExitCode:
         while True:
-            self._start_batch()
             self._watch()
-            ready = self._selector.select(self._patience())
+            patience = self._patience()
+            self._meter.asleep()
+            ready = self._select(patience)
+            self._meter.awake()
             if self._is_serving:
                 self._last_served = self._clock()
             for key, mask in ready:
@@ -105,57 +131,96 @@ class Daemon:
                     key.data.on_ready(mask)
                 else:
                     self._wake_up.drain()
-            self._finish_batch()
+            self._start_batch()
+            self._finish_batches()
             self._keep_time()
             if self._is_stopping:
                 self._stop_links()
-            if self._is_once:
-                self._leave_finished_targets()
-            if all(link.phase is Phase.DONE for link in self._links):
-                refused = any(link.last_end is End.REFUSED for link in self._links)
+            for pool in self._pools:
+                pool.tend()
+            if all(pool.is_done for pool in self._pools):
+                refused = any(pool.was_refused for pool in self._pools)
                 return ExitCode.INPUT_REFUSED if refused and self._is_once else ExitCode.STOPPED
             if self._has_timed_out():
                 logger.error("nobody has listened for %g s", self._timeout)
                 return ExitCode.TIMED_OUT
 
-    def _submit(self, conversation: Conversation, request: Request) -> None:
-        self._owners[request] = conversation
+    def _join(self, conversation: Conversation, group: Hashable) -> None:
+        """A conversation begins."""
+        self._conversations[conversation] = conversation
+        self._meter.opened(group, conversation)
+        self._scheduler.join(conversation, group)
+
+    def _leave(self, conversation: Conversation) -> None:
+        """It has ended: what it asked for is not computed any more, and an answer that comes is dropped."""
+        del self._conversations[conversation]
+        self._scheduler.leave(conversation)
+        self._meter.closed(conversation)
+        if conversation.ending is not None and conversation.ending.error is not None:
+            self._meter.refused(conversation.group, Kind.of(conversation.ending.error))
+
+    def _submit(self, request: Request) -> None:
         self._scheduler.add(request)
+        self._meter.asked(request)
+        self._reporter.note_work()
 
     def _start_batch(self) -> None:
-        """Keep the compute thread busy; requests whose peer has left meanwhile are dropped."""
-        for request in [r for r, owner in self._owners.items() if owner.ending is not None]:
-            self._scheduler.cancel(request)
-            del self._owners[request]
+        """Keep the compute thread busy."""
         if not self._compute.is_busy and (batch := self._scheduler.take()):
-            self._compute.submit(batch)
+            seconds = self._scheduler.seconds(batch)
+            self._meter.started(batch)
+            self._compute.submit(batch, is_brief=seconds is not None and seconds < BRIEF_SECONDS)
 
-    def _finish_batch(self) -> None:
+    def _finish_batches(self) -> None:
         """Bring the answers of a batch to their peers, after the next batch is on its way."""
-        if (done := self._compute.collect()) is None:
-            return
-        self._start_batch()
-        for request, answer in zip(*done, strict=True):
-            if (owner := self._owners.pop(request, None)) is not None:
-                owner.deliver(answer)
-        for link in self._links:
-            link.settle()
+        while (done := self._compute.collect()) is not None:
+            self._scheduler.done(done.batch, done.seconds)
+            self._scheduler.limit(done.max_atoms)
+            self._meter.evaluated(done.seconds)
+            self._start_batch()
+            for request, answer in zip(done.batch, done.answers, strict=True):
+                if (conversation := self._conversations.get(request.peer)) is not None:
+                    conversation.deliver(answer)
+                if isinstance(answer, DPServerError):
+                    self._meter.refused(request.group, Kind.of(answer), request.n_frames)
+                elif conversation is not None:
+                    self._meter.replied(request, *conversation.connection.take_traffic())
+            for link in self._links:
+                link.settle()
 
     def _keep_time(self) -> None:
         now = self._clock()
         for link in self._links:
             if link.deadline is not None and link.deadline <= now:
                 link.on_deadline()
+        self._reporter.report()
 
     def _patience(self) -> float | None:
         """Seconds until something is due although no byte comes; None waits for ever."""
         now = self._clock()
-        due = [link.deadline - now for link in self._links if link.deadline is not None]
+        deadlines = [pool.deadline for pool in self._pools] + [link.deadline for link in self._links]
+        due = [deadline - now for deadline in deadlines if deadline is not None]
         if not self._compute.is_busy and (delay := self._scheduler.delay()) is not None:
+            due.append(delay)
+        if (delay := self._reporter.delay()) is not None:
             due.append(delay)
         if self._timeout is not None and not self._is_serving:
             due.append(self._last_served + self._timeout - now)
         return max(0.0, min(due)) if due else None
+
+    def _select(self, patience: float | None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Wait for a socket or for the compute thread.
+
+        The selector counts in whole milliseconds; a shorter wait is made by `select`, on the selector itself.
+        """
+        if patience is not None and 0.0 < patience < 1e-2:
+            select.select([self._selector.fileno()], [], [], patience)
+            patience = 0.0
+        return self._selector.select(patience)
+
+    @property
+    def _links(self) -> list[Link]:
+        return [link for pool in self._pools for link in pool.links]
 
     @property
     def _is_serving(self) -> bool:
@@ -170,24 +235,16 @@ class Daemon:
         if not self._is_told:
             logger.info("asked to stop")
             self._is_told = True
-        for link in self._links:
-            link.stop()
-
-    def _leave_finished_targets(self) -> None:
-        """A target whose peer has left is not dialled by its other connections either."""
-        finished = [link.target for link in self._links if link.phase is Phase.DONE]
-        for link in self._links:
-            if link.phase in {Phase.WAITING, Phase.DIALLING} and any(link.target is t for t in finished):
-                link.abandon()
+            self._meter.phase = DaemonPhase.STOPPING
+        for pool in self._pools:
+            pool.stop()
 
     def _watch(self) -> None:
         """Let the selector know what the links are waiting for now."""
-        wanted = {link: (handle, link.interest) for link in self._links if (handle := link.watchable) is not None}
-        stale = [link for link, watched in self._watched.items() if wanted.get(link) != watched]
         # First all that ends: a new socket may have got the descriptor of an old one.
-        for link in stale:
+        for link in [link for link, watched in self._watched.items() if link.watch is not watched]:
             self._selector.unregister(self._watched.pop(link)[0])
-        for link, (handle, interest) in wanted.items():
-            if link not in self._watched:
-                self._selector.register(handle, interest, link)
-                self._watched[link] = handle, interest
+        for link in self._links:
+            if link.watch is not None and link not in self._watched:
+                self._selector.register(*link.watch, link)
+                self._watched[link] = link.watch

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import selectors
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 from dpserver.daemon.conversation import Conversation, End, Ending
 from dpserver.engine import Assigner, ForceModel, Order, Request
-from dpserver.ipi import Limits
-from dpserver.transport import Attempt, Backoff, Connection, Endpoint, Watchable
+from dpserver.ipi import Extras, Limits, Session
+from dpserver.transport import Attempt, Backoff, Connection, Endpoint, ShmEndpoint, Watchable
 from dpserver.transport.dialer import ATTEMPT_SECONDS
 from dpserver.transport.endpoint import Address
 
@@ -38,21 +38,36 @@ class Target:
         endpoint: where the peer listens.
         addresses: the same, resolved.
         order: species of its atoms, if the user gave them.
-        connections: how many to keep open.
+        connections: how many to keep open; None for as many as the peer has work for.
+        extras: whether its peer is sent the extras of an answer.
     """
 
     endpoint: Endpoint
     addresses: Sequence[Address]
     order: Order | None = None
-    connections: int = 1
+    connections: int | None = None
+    extras: Extras = Extras.AUTO
 
 
 @dataclass(frozen=True)
 class Services:
-    """What a link needs of the daemon."""
+    """What a link needs of the daemon.
+
+    Attributes:
+        model: for the species of its atoms.
+        join: told of a conversation that begins, and of its simulation.
+        leave: told of its end.
+        submit: takes what it asks for.
+        clock: seconds, monotonic.
+        limits: bounds on what a peer may announce.
+        make_backoff: makes the pauses between attempts.
+        is_once: whether to leave with the peer.
+    """
 
     model: ForceModel
-    submit: Callable[[Conversation, Request], None]
+    join: Callable[[Conversation, Hashable], None]
+    leave: Callable[[Conversation], None]
+    submit: Callable[[Request], None]
     clock: Callable[[], float]
     limits: Limits
     make_backoff: Callable[[], Backoff]
@@ -72,25 +87,44 @@ class Phase(Enum):
 class Link:
     """One connection to a target, made anew whenever it ends.
 
+    An extra is a connection that the peer may or may not have a use for: it is done when the peer does not want it or
+    leaves, and made anew only after we refused an input on it. It says little until the peer has asked it for forces.
+
     Args:
         target: whom to dial.
         number: which of the target's connections this is, from 1.
         services: of the daemon.
+        on_change: called when something has changed that the pool of the link may want to know.
 
     Attributes:
+        number: the same.
+        is_extra: whether it is one.
         phase: what is going on.
         conversation: with the peer that is served.
+        was_asked: whether that peer, or the last one, has asked for forces on this connection.
+        is_busy: whether it has, and has not gone on since: it may not have read its answer yet.
         last_end: how the last conversation ended.
+        deadline: when `on_deadline` is to be called; None for never.
+        watch: the socket to watch, and the events to watch it for.
     """
 
-    def __init__(self, target: Target, number: int, services: Services) -> None:
+    def __init__(
+        self, target: Target, number: int, services: Services, on_change: Callable[[], None] = lambda: None
+    ) -> None:
         self.target = target
+        self.number = number
         self.phase = Phase.WAITING
         self.conversation: Conversation | None = None
+        self.was_asked = False
+        self.is_busy = False
         self.last_end: End | None = None
         self.deadline: float | None = services.clock()
-        self._name = str(target.endpoint) + (f" #{number}" if target.connections > 1 else "")
+        self.watch: tuple[Watchable, int] | None = None
+        self.is_extra = target.connections is None and number > 1
+        has_number = number > 1 or target.connections not in {None, 1}
+        self._name = str(target.endpoint) + (f" #{number}" if has_number else "")
         self._services = services
+        self._on_change = on_change
         self._backoff = services.make_backoff()
         self._pause = 0.0
         self._attempt: Attempt | None = None
@@ -100,25 +134,19 @@ class Link:
         self._is_last = services.is_once
 
     @property
-    def watchable(self) -> Watchable | None:
-        """What to watch."""
-        match self.phase:
-            case Phase.DIALLING if self._attempt is not None:
-                return self._attempt.socket
-            case Phase.SERVING if self.conversation is not None:
-                return self.conversation.connection.socket
-            case Phase.CLOSING if self._closing is not None:
-                return self._closing.socket
-        return None
+    def is_greeted(self) -> bool:
+        """Whether a peer has accepted the connection and said a word."""
+        return self.phase is Phase.SERVING and self.conversation is not None and self.conversation.has_heard
 
     @property
-    def interest(self) -> int:
-        """What to watch it for; a peer that does not take its bytes is not read either."""
-        if self.phase is Phase.DIALLING:
-            return selectors.EVENT_WRITE
-        if self.conversation is not None and self.conversation.connection.has_unsent:
-            return selectors.EVENT_WRITE
-        return selectors.EVENT_READ
+    def is_used(self) -> bool:
+        """Whether the peer that is connected has asked for forces."""
+        return self.phase is Phase.SERVING and self.was_asked
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether it has been dialled, or is to be, and not been greeted yet."""
+        return self.phase is Phase.DIALLING or (self.phase in {Phase.WAITING, Phase.SERVING} and not self.is_greeted)
 
     def on_ready(self, mask: int) -> None:
         """Its socket is ready."""
@@ -133,6 +161,7 @@ class Link:
                 self.settle()
             case Phase.CLOSING if self._closing is not None and self._closing.discard():
                 self._close()
+        self._look()
 
     def on_deadline(self) -> None:
         """Its time has come."""
@@ -153,17 +182,23 @@ class Link:
                 self._end(Ending(End.LOST, f"did not take its answer within {STOP_SECONDS:.0f} s"))
             case Phase.CLOSING:
                 self._close()
+        self._look()
 
     def settle(self) -> None:
-        """Close a conversation that has come to its end."""
-        if self.conversation is not None and self.conversation.ending is not None:
+        """After the conversation was given an answer: go on sending, or close it if it has come to its end."""
+        if self.conversation is None:
+            return
+        if self.conversation.ending is not None:
             self._end(self.conversation.ending)
+        self._look()
 
     def stop(self) -> None:
         """Leave as soon as nothing is owed to the peer."""
         self._is_last = True
         if self.phase is Phase.SERVING and self.conversation is not None:
-            if self.conversation.is_idle:
+            if self.is_extra and not self.is_greeted:
+                self.abandon()
+            elif self.conversation.is_idle:
                 self._end(Ending(End.LEFT, "we were asked to stop"), has_to_linger=True)
             elif self.deadline is None:
                 self.deadline = self._services.clock() + STOP_SECONDS
@@ -175,17 +210,37 @@ class Link:
         if self._attempt is not None:
             self._attempt.cancel()
         if self.conversation is not None:
+            self._services.leave(self.conversation)
             self.conversation.connection.close()
         if self._closing is not None:
             self._closing.close()
         self._attempt = self.conversation = self._closing = None
-        self.phase, self.deadline = Phase.DONE, None
+        self._enter(Phase.DONE, None)
+
+    def _enter(self, phase: Phase, deadline: float | None) -> None:
+        self.phase, self.deadline = phase, deadline
+        self._look()
+        self._on_change()
+
+    def _look(self) -> None:
+        """Find out what to watch; a peer that does not take its bytes is not read either."""
+        sock, events = None, selectors.EVENT_READ
+        if self._attempt is not None:
+            sock, events = self._attempt.socket, selectors.EVENT_WRITE
+        elif self.conversation is not None:
+            sock = self.conversation.connection.socket
+            if self.conversation.connection.has_unsent:
+                events = selectors.EVENT_WRITE
+        elif self._closing is not None:
+            sock = self._closing.socket
+        if self.watch != (now := None if sock is None else (sock, events)):
+            self.watch = now
 
     def _dial(self) -> None:
         if not self._has_told:
-            logger.info("%s: dialling", self._name)
+            logger.log(self._level, "%s: dialling", self._name)
             self._has_told = True
-        self.phase = Phase.DIALLING
+        self._enter(Phase.DIALLING, None)
         self._attempt = Attempt(self.target.addresses)
         self._advance_attempt()
 
@@ -202,47 +257,70 @@ class Link:
             if attempt.error != self._last_error:
                 logger.debug("%s: %s", self._name, attempt.error)
             self._attempt, self._last_error = None, attempt.error
-            self._wait(self._backoff.after_nobody())
+            if self.is_extra and attempt.is_nobody:
+                self.abandon()
+            else:
+                self._wait(self._backoff.after_nobody())
         else:
             self.deadline = self._services.clock() + ATTEMPT_SECONDS
 
     def _serve(self, connection: Connection) -> None:
         services = self._services
-        logger.info("%s: connected", self._name)
+        logger.log(self._level, "%s: connected", self._name)
         assigner = Assigner(services.model, self.target.order, self._name)
-        self.conversation = Conversation(
-            connection, assigner, self._name, services.submit, services.clock, services.limits
-        )
-        self.phase, self.deadline = Phase.SERVING, services.clock() + SILENCE_SECONDS
+        is_shared = isinstance(self.target.endpoint, ShmEndpoint)
+        session = Session(services.limits, is_shared=is_shared, extras=self.target.extras)
+        group = self.target.endpoint
+        self.conversation = Conversation(connection, session, assigner, self._name, group, self._submit, services.clock)
+        services.join(self.conversation, group)
+        # Where several connections are offered, the first alone wonders: the others may be more than are wanted.
+        self.was_asked = self.is_busy = False
+        self._enter(Phase.SERVING, services.clock() + SILENCE_SECONDS if self.number == 1 else None)
         self._has_told = False
+
+    @property
+    def _level(self) -> int:
+        """How loud to be."""
+        return logging.DEBUG if self.is_extra and not self.was_asked else logging.INFO
+
+    def _submit(self, request: Request) -> None:
+        """Pass a request on."""
+        self.was_asked = self.is_busy = True
+        self._on_change()
+        self._services.submit(request)
 
     def _hear(self, conversation: Conversation) -> None:
         """Read; the first word of the peer ends the wait for it."""
         was_silent = not conversation.has_heard
+        if self.is_busy and conversation.is_idle:
+            self.is_busy = False
+            self._on_change()
         conversation.on_readable()
         if was_silent and conversation.has_heard:
             self.deadline = None
+            self._on_change()
 
     def _end(self, ending: Ending, *, has_to_linger: bool = False) -> None:
         """Take leave: at once where the peer has left, else after it has had the time to notice."""
         conversation = self.conversation
         if conversation is None:
             return
+        self._services.leave(conversation)
         served = conversation.n_evaluations
         mean = f", mean {1e3 * conversation.seconds / served:.3g} ms" if served else ""
         noun = "evaluation" if served == 1 else "evaluations"
-        level = logging.INFO if ending.how is End.LEFT else logging.WARNING
+        level = self._level if ending.how is End.LEFT else logging.WARNING
         logger.log(level, "%s: %s: %s; served %d %s%s", self._name, ending.how.value, ending.reason, served, noun, mean)
         is_refusal = ending.how is End.REFUSED and served < USEFUL_EVALUATIONS
         if is_refusal or not served:
             self._pause = self._backoff.after_failure(is_refusal=is_refusal)
         else:
             self._pause = self._backoff.after_success()
-        self.last_end, self.conversation = ending.how, None
+        self.last_end, self.conversation, self.is_busy = ending.how, None, False
         self._closing = conversation.connection
         if ending.how is End.REFUSED or has_to_linger:
             self._closing.finish()
-            self.phase, self.deadline = Phase.CLOSING, self._services.clock() + LINGER_SECONDS
+            self._enter(Phase.CLOSING, self._services.clock() + LINGER_SECONDS)
         else:
             self._close()
 
@@ -251,10 +329,10 @@ class Link:
         if self._closing is not None:
             self._closing.close()
             self._closing = None
-        if self._is_last:
-            self.phase, self.deadline = Phase.DONE, None
+        if self._is_last or (self.is_extra and self.last_end is not End.REFUSED):
+            self._enter(Phase.DONE, None)
         else:
             self._wait(self._pause)
 
     def _wait(self, seconds: float) -> None:
-        self.phase, self.deadline = Phase.WAITING, self._services.clock() + seconds
+        self._enter(Phase.WAITING, self._services.clock() + seconds)

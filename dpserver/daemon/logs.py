@@ -15,13 +15,15 @@ class JsonFormatter(logging.Formatter):
     """One record, one line, one object."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Give time (ISO 8601, UTC), level, logger, message, and the traceback if there is one."""
-        entry = {
+        """Give time (ISO 8601, UTC), level, logger and message; figures and the traceback where there are any."""
+        entry: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if (figures := getattr(record, "figures", None)) is not None:
+            entry["figures"] = figures
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry)

@@ -15,7 +15,7 @@ from tests.peer import PATIENCE
 WATER = Order(("O", "H", "H"), "--species")
 
 
-def target(endpoint: str, order: Order | None = WATER, connections: int = 1) -> Target:
+def target(endpoint: str, order: Order | None = WATER, connections: int | None = 1) -> Target:
     parsed, _ = parse_endpoint(endpoint)
     return Target(parsed, parsed.resolve(), order, connections)
 

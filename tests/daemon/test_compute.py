@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import select
 from collections.abc import Sequence
 
@@ -18,7 +19,7 @@ class Scripted(Engine):
     """Answers with what a test has given it."""
 
     def __init__(self, outcome: object) -> None:
-        super().__init__(PairModel())
+        super().__init__(PairModel(), max_atoms=123)
         self.outcome = outcome
 
     def answer(self, requests: Sequence[Request]) -> list:
@@ -42,13 +43,19 @@ def wait(wake_up: WakeUp) -> None:
 def test_a_batch_goes_and_comes_back(wake_up):
     forces = Forces(np.zeros(1), np.zeros((1, 1, 3)), np.zeros((1, 3, 3)))
     batch = [object(), object()]
-    with ComputeThread(Scripted(forces), wake_up) as compute:
+    times = itertools.accumulate(itertools.repeat(0.25))
+    with ComputeThread(Scripted(forces), wake_up, lambda: next(times)) as compute:
         assert not compute.is_busy
         assert compute.collect() is None
         compute.submit(batch)
         assert compute.is_busy
         wait(wake_up)
-        assert compute.collect() == (batch, [forces, forces])
+        done = compute.collect()
+        assert done is not None
+        assert done.batch is batch
+        assert done.answers == [forces, forces]
+        assert done.seconds == 0.25
+        assert done.max_atoms == 123
         assert not compute.is_busy
 
 
@@ -57,7 +64,7 @@ def test_a_bug_refuses_the_batch_and_the_thread_lives(wake_up, caplog):
         for _ in range(2):
             compute.submit([object()])
             wait(wake_up)
-            _, (answer,) = compute.collect()
+            (answer,) = compute.collect().answers
             assert isinstance(answer, StructureError)
             assert "internal error: ZeroDivisionError('odd')" in str(answer)
     assert "Traceback" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -136,9 +137,7 @@ def test_all_that_waits_becomes_one_batch():
             line.send(posdata(frame.positions, frame.cell[0]), STATUS)
         for line in lines[1:]:  # their positions are read when a message behind them has been
             line.sock.setblocking(False)
-        pause = threading.Event()
-        while not all(is_read(line) for line in lines[1:]):
-            pause.wait(0.01)
+        wait_until_read(lines[1:])
         gate.is_open.set()
         check(lines[0].reply(N), frames[0])
         for line, frame in zip(lines[1:], frames[1:], strict=True):
@@ -149,6 +148,99 @@ def test_all_that_waits_becomes_one_batch():
             line.close()
         lines[0].close()
     assert model.batches == [1, 4]
+
+
+def wait_until_read(lines: Sequence[Line]) -> None:
+    pause = threading.Event()
+    while not all(is_read(line) for line in lines):
+        pause.wait(0.01)
+
+
+def test_simulations_of_all_kinds_share_a_batch():
+    """Connections of one, a native batch of another, an open structure of a third."""
+    gate = Gate()
+    model = Faulty(gate)
+    beads = [structures.cubic(seed) for seed in range(3)]
+    replicas = [structures.triclinic(seed) for seed in range(4)]
+    molecule = structures.cluster()
+    with (
+        Peer() as a,
+        Peer() as b,
+        Peer() as c,
+        serving(model, target(a.endpoint, connections=4), target(b.endpoint), target(c.endpoint)),
+        b.accept() as native,
+        c.accept() as single,
+    ):
+        first, *lines = [a.accept() for _ in range(4)]
+        native.handshake(b" batch_size:4")
+        first.send(posdata(FRAME.positions, FRAME.cell[0]), GETFORCE)
+        assert gate.is_reached.wait(PATIENCE)
+        for line, frame in zip(lines, beads, strict=True):
+            line.send(posdata(frame.positions, frame.cell[0]), GETFORCE)
+        native.send(wire.batched_posdata([f.positions for f in replicas], [f.cell[0] for f in replicas]), GETFORCE)
+        single.send(posdata(molecule.positions, molecule.cell[0]), GETFORCE)
+        wait_until_read([*lines, native, single])
+        gate.is_open.set()
+        check(first.reply(N))
+        for line, frame in zip(lines, beads, strict=True):
+            check(line.reply(N), frame)
+        check(single.reply(molecule.n_atoms), molecule)
+        reply = native.reply(replicas[0].n_atoms, 4)
+        for k, frame in enumerate(replicas):
+            np.testing.assert_allclose(reply.forces[k], PairModel().evaluate(frame).forces, atol=1e-12)
+        for line in (first, *lines):
+            line.close()
+    assert model.batches == [1, 3 + 4 + 1]
+
+
+def test_a_full_memory_costs_no_answer_and_makes_the_batches_smaller(caplog):
+    gate = Gate()
+
+    def fill(frames: Frames, result: ForceResult) -> ForceResult:
+        if frames.n_frames > 2:
+            raise MemoryError("full")
+        return gate(frames, result)
+
+    model = Faulty(fill)
+    frames = [structures.cubic(seed) for seed in range(5)]
+    with Peer() as peer, serving(model, target(peer.endpoint, connections=5)):
+        lines = [peer.accept() for _ in frames]
+        for _ in range(2):
+            lines[0].send(posdata(frames[0].positions, frames[0].cell[0]), GETFORCE)
+            assert gate.is_reached.wait(PATIENCE)
+            for line, frame in zip(lines[1:], frames[1:], strict=True):
+                line.send(posdata(frame.positions, frame.cell[0]), GETFORCE)
+            wait_until_read(lines[1:])
+            gate.is_open.set()
+            for line, frame in zip(lines, frames, strict=True):
+                check(line.reply(N), frame)
+            gate.is_open.clear()
+            gate.is_reached.clear()
+        gate.is_open.set()
+        for line in lines:
+            line.close()
+    assert model.batches == [1, 4, 2, 2, 1, 2, 2]
+    assert f"evaluations of at most {2 * N} atoms from now on" in caplog.text
+
+
+def test_a_peer_that_stays_away_holds_nobody_up():
+    """After the model has shown that it takes long, the daemon waits for the other peer, but not for ever."""
+    pause = threading.Event()
+
+    def linger(frames: Frames, result: ForceResult) -> ForceResult:
+        pause.wait(0.03)
+        return result
+
+    with Peer() as peer, serving(Faulty(linger), target(peer.endpoint, connections=2)):
+        lines = [peer.accept() for _ in range(2)]
+        message = posdata(FRAME.positions, FRAME.cell[0])
+        for present in [lines] * 3 + [lines[:1]] * 4:
+            for line in present:
+                line.send(message, GETFORCE)
+            for line in present:
+                check(line.reply(N))
+        for line in lines:
+            line.close()
 
 
 def is_read(line: Line) -> bool:

@@ -21,8 +21,12 @@ class Clock:
         return self.now
 
 
+def ignore(*_: object) -> None:
+    pass
+
+
 def make(peer: Peer, clock: Clock, *, is_once: bool = False) -> Link:
-    services = Services(PairModel(), lambda conversation, request: None, clock, Limits(), Backoff, is_once)
+    services = Services(PairModel(), ignore, ignore, ignore, clock, Limits(), Backoff, is_once)
     return Link(target(peer.endpoint), 1, services)
 
 
@@ -102,7 +106,7 @@ def test_once_is_once(clock):
         with connect(link, peer, clock) as line:
             hear(link, line, EXIT)
         assert link.phase is Phase.DONE
-        assert link.watchable is None
+        assert link.watch is None
         assert link.deadline is None
 
 

@@ -9,10 +9,7 @@ from dpserver.errors import ConfigError
 
 @pytest.fixture
 def package():
-    logger = logging.getLogger("dpserver")
-    before = logger.handlers[:], logger.level, logger.propagate
-    yield logger
-    logger.handlers[:], logger.level, logger.propagate = before
+    return logging.getLogger("dpserver")
 
 
 def test_json_is_one_object_a_line():
@@ -24,6 +21,13 @@ def test_json_is_one_object_a_line():
     assert entry["logger"] == "dpserver.x"
     assert entry["message"] == "line one\nline 2"
     assert entry["time"].endswith("+00:00")
+
+
+def test_json_has_figures_as_numbers():
+    record = logging.LogRecord("x", logging.INFO, "f", 1, "%s", ("2 batches/s",), None)
+    assert "figures" not in json.loads(JsonFormatter().format(record))
+    record.figures = {"batches_per_second": 2.0}
+    assert json.loads(JsonFormatter().format(record))["figures"] == {"batches_per_second": 2.0}
 
 
 def test_json_keeps_tracebacks():
