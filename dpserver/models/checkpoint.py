@@ -1,4 +1,7 @@
-"""The model file `w.pt`: one dict of plain values and tensors, read with `weights_only=True` and nothing else."""
+"""The model file `w.pt`: one dict of plain values and tensors, read with `weights_only=True` and nothing else.
+
+Version 1 holds a model. Version 2 holds a committee: its `members` is a list of such dicts.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,15 @@ import numpy as np
 import torch
 
 from dpserver.errors import ConfigError, DeviceError, ModelFileError
+from dpserver.models import deepmd
+from dpserver.models.committee import Committee, check_species
+from dpserver.models.compilation import TABLE_ERROR
 from dpserver.models.config import ModelConfig, parse
 from dpserver.models.potential import Potential
 
 FORMAT = "dpserver"
 VERSION = 1
+COMMITTEE_VERSION = 2
 _KINDS: Final[dict[str, tuple[type, ...]]] = {
     "config": (dict,),
     "state": (dict,),
@@ -28,10 +35,8 @@ _KINDS: Final[dict[str, tuple[type, ...]]] = {
     "statistics": (dict,),
     "training": (dict,),
 }
-_EXPECTED = "expected a file written by `dpserver train`"
-_HDF5 = b"\x89HDF"
+_EXPECTED = "expected a file written by `dpserver train`, or a model of DeePMD-kit"
 _ZIP = b"PK"
-_DEEPMD_SUFFIXES = (".pb", ".pth")
 
 
 def contents(potential: Potential, training: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -51,6 +56,46 @@ def contents(potential: Potential, training: Mapping[str, Any] | None = None) ->
         "statistics": {"min_distance": torch.from_numpy(potential.min_distance.copy())},
         "training": dict(training or {}),
     }
+
+
+def join(files: Sequence[str | Path]) -> dict[str, Any]:
+    """Describe a committee by plain values and tensors, as `write` stores them.
+
+    Args:
+        files: model files, in the order of the members; those of a committee enter one by one.
+
+    Raises:
+        ModelFileError: a file cannot be used.
+        ConfigError: there is only one member, the species of two differ, or two hold the same weights.
+    """
+    members: dict[str, dict[str, Any]] = {}
+    for file in files:
+        found = members_of(read(file))
+        for k, member in enumerate(found):
+            name = str(file) if len(found) == 1 else f"member {k + 1} of {file}"
+            restore(member, name)
+            for other, known in members.items():
+                check_species(member["species"], known["species"], name, other)
+                if _is_same(member["state"], known["state"]):
+                    raise ConfigError(
+                        f"{name} holds the same weights as {other}; the members of a committee must be trained apart, "
+                        "as by dpserver train --seed 1, --seed 2, …"
+                    )
+            members[name] = {key: member[key] for key in _KINDS}
+    if len(members) < 2:
+        raise ConfigError(f"a committee needs at least two models, got {len(members)}")
+    return {"format": FORMAT, "version": COMMITTEE_VERSION, "members": list(members.values())}
+
+
+def members_of(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The models in the dict of a file, each as a dict like that of a file that holds it alone."""
+    if "members" not in values:
+        return [dict(values)]
+    return [{"format": FORMAT, "version": VERSION, **member} for member in values["members"]]
+
+
+def _is_same(state: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    return state.keys() == other.keys() and all(torch.equal(state[name], other[name]) for name in state)
 
 
 def write(path: str | Path, values: Mapping[str, Any]) -> None:
@@ -79,12 +124,17 @@ def save(path: str | Path, potential: Potential, training: Mapping[str, Any] | N
 def read(path: str | Path) -> dict[str, Any]:
     """Read the dict of a model file, with its tensors on the CPU; nothing in the file is executed.
 
+    A model of DeePMD-kit's becomes such a dict, whose `training` says where it comes from.
+
     Raises:
         ModelFileError: missing, no model file, unsafe, damaged, or of a newer version.
     """
     path = Path(path)
     if not path.is_file():
         raise ModelFileError(f"model file {path} does not exist" if not path.exists() else f"{path} is not a file")
+    if deepmd.recognises(path):
+        potential, imported = deepmd.load_with_origin(path)
+        return contents(potential, {"imported": imported, "from": path.name})
     if not _is_whole(path):
         raise _foreign(path)
     try:
@@ -97,16 +147,26 @@ def read(path: str | Path) -> dict[str, Any]:
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile):
         raise _foreign(path) from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        if path.suffix in _DEEPMD_SUFFIXES:
-            raise _foreign(path)
         raise ModelFileError(f"{path} is not a dpserver model file: it lacks the entry format = {FORMAT!r}")
-    if values.get("version") != VERSION:
+    if values.get("version") not in (VERSION, COMMITTEE_VERSION):
         raise ModelFileError(
-            f"{path} has format version {values.get('version')}, this dpserver reads {VERSION}; update dpserver"
+            f"{path} has format version {values.get('version')}, this dpserver reads {VERSION} and "
+            f"{COMMITTEE_VERSION}; update dpserver"
         )
-    if missing := [key for key in _KINDS if key not in values]:
-        raise ModelFileError(f"{path} is incomplete: it lacks {', '.join(missing)}")
+    if values["version"] == VERSION:
+        _check_complete(values, str(path))
+    else:
+        members = values.get("members")
+        if not isinstance(members, list) or not members or not all(isinstance(m, dict) for m in members):
+            raise ModelFileError(f"{path} is inconsistent: it is a committee, but its members are no list of models")
+        for k, member in enumerate(members):
+            _check_complete(member, f"member {k + 1} of {path}")
     return values
+
+
+def _check_complete(values: Mapping[str, Any], source: str) -> None:
+    if missing := [key for key in _KINDS if key not in values]:
+        raise ModelFileError(f"{source} is incomplete: it lacks {', '.join(missing)}")
 
 
 def _is_whole(path: Path) -> bool:
@@ -127,10 +187,6 @@ def _foreign(path: Path) -> ModelFileError:
         return ModelFileError(f"cannot read the model file {path}: {error.strerror}")
     if not start:
         return ModelFileError(f"{path} is empty (0 bytes); copy it again, or train the model again")
-    if start.startswith(_HDF5) or path.suffix in _DEEPMD_SUFFIXES:
-        return ModelFileError(
-            f"{path} is a DeePMD-kit model; this version reads only models written by `dpserver train`"
-        )
     if start.startswith(_ZIP) and _may_be_ours(path):
         return ModelFileError(f"{path} is cut short or damaged; copy it again")
     return ModelFileError(f"{path} is not a dpserver model file; {_EXPECTED}")
@@ -147,7 +203,7 @@ def _may_be_ours(path: Path) -> bool:
 
 
 def restore(values: Mapping[str, Any], source: str = "the model file") -> Potential:
-    """Make a potential of the dict that `read` returns.
+    """Make a potential of the dict of one model, see `members_of`.
 
     Raises:
         ModelFileError: the parts of the file do not fit together.
@@ -209,25 +265,51 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def load(path: str | Path, device: str = "auto", precision: str | None = None) -> Potential:
-    """Load a trained potential for evaluation.
+def restore_all(values: Mapping[str, Any], source: str) -> Potential | Committee:
+    """Make what serves of the dict that `read` returns: a potential, or a committee where there are members.
+
+    Raises:
+        ModelFileError: the parts of the file do not fit together.
+    """
+    if "members" not in values:
+        return restore(values, source)
+    members = [restore(member, f"member {k + 1} of {source}") for k, member in enumerate(members_of(values))]
+    try:
+        return Committee(members)
+    except ConfigError as error:
+        raise ModelFileError(f"{source} is inconsistent: {error}") from None
+
+
+def load(
+    path: str | Path,
+    device: str = "auto",
+    precision: str | None = None,
+    threads: int | None = None,
+    table_error: float = TABLE_ERROR,
+) -> Potential | Committee:
+    """Load a trained potential, or a committee of several, for evaluation.
 
     Args:
         path: a model file.
         device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
         precision: `double`, `mixed` or `single`; by default the one it was trained in.
+        threads: that compute on the CPU; by default one for each core available.
+        table_error: of forces, by tables of the embedding nets, relative to forces of typical size.
 
     Raises:
         ModelFileError: the file cannot be used.
         DeviceError: the device does not exist.
-        ConfigError: the precision is unknown.
+        ConfigError: the precision is unknown, or a number is not positive.
     """
-    potential = restore(read(path), str(path))
-    if precision is not None:
-        potential.set_precision(precision)
-    for parameter in potential.parameters():
-        parameter.requires_grad_(False)
-    return potential.to(choose_device(device)).eval()
+    model = restore_all(read(path), str(path))
+    for potential in model.members if isinstance(model, Committee) else (model,):
+        if precision is not None:
+            potential.set_precision(precision)
+        for parameter in potential.parameters():
+            parameter.requires_grad_(False)
+        potential.to(choose_device(device)).eval()
+    model.accelerate(threads, table_error)
+    return model
 
 
 def choose_device(name: str) -> torch.device:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dpserver import neighbors
 from dpserver.errors import ConfigError
 from dpserver.frames import Floats, ForceResult, Frames
+from dpserver.models.compilation import TABLE_ERROR, Compilation
 from dpserver.models.config import ModelConfig
 from dpserver.models.descriptors import make_descriptor
 from dpserver.models.graph import Graph
@@ -44,6 +45,21 @@ class Prediction:
     virial: Tensor
     atom_energy: Tensor
 
+    def to_result(self, frames: Frames) -> ForceResult:
+        """The numbers for the caller, in arrays of its own.
+
+        Args:
+            frames: what was evaluated.
+        """
+        virial = (self.virial + self.virial.transpose(1, 2)) / 2
+        return ForceResult(
+            self.energy.cpu().numpy(),
+            self.forces.cpu().numpy(),
+            virial.cpu().numpy(),
+            self.atom_energy.cpu().numpy(),
+            frames.frame_idx.copy(),
+        )
+
 
 class Potential(nn.Module):
     """A Deep Potential with random weights; `train` fits them and `load` brings trained ones.
@@ -70,16 +86,22 @@ class Potential(nn.Module):
         self.species = tuple(config.type_map)
         self.template: tuple[str, ...] | None = None
         self.min_distance: Floats = np.full((len(self.species), len(self.species)), np.inf)
-        self.descriptor = make_descriptor(config.descriptor, len(self.species), generator)
+        self.descriptor = make_descriptor(config, generator)
         self.rcut = self.descriptor.rcut
         fitting = config.fitting_net
         self.fitting = nn.ModuleList(
             fitting_net(
-                self.descriptor.n_features, fitting.neuron, fitting.activation_function, fitting.resnet_dt, generator
+                self.descriptor.n_features,
+                fitting.neuron,
+                fitting.activation_function,
+                fitting.resnet_dt,
+                generator,
+                fitting.skips_only_equal,
             )
             for _ in self.species
         )
         self.register_buffer("energy_bias", torch.zeros(len(self.species), dtype=torch.float64))
+        self._compilation: Compilation | None = None
         self.set_precision(precision)
 
     def set_precision(self, precision: str) -> None:
@@ -142,8 +164,25 @@ class Potential(nn.Module):
         energy = atom_energy.new_zeros(n_frames).index_add(0, graph.frame_idx, atom_energy)
         return Prediction(energy, forces, virial, atom_energy)
 
+    def accelerate(self, threads: int | None = None, table_error: float = TABLE_ERROR) -> None:
+        """Let `evaluate` use the CPU kernels, where they know this model; see `Compilation`.
+
+        Args:
+            threads: that compute; by default one for each core available.
+            table_error: of forces, relative to forces of typical size.
+
+        Raises:
+            ConfigError: a number that is not positive.
+        """
+        self._compilation = Compilation([self], threads, table_error)
+
+    def warm_up(self) -> None:
+        """Make now what the first evaluation would have to."""
+        if self._compilation is not None:
+            self._compilation.warm_up()
+
     def evaluate(self, frames: Frames) -> ForceResult:
-        """Energies, forces and virials of a batch.
+        """Energies, forces and virials of a batch, the fastest way.
 
         Args:
             frames: structures, of any sizes; not changed.
@@ -154,13 +193,12 @@ class Potential(nn.Module):
         Raises:
             StructureError: a structure that has no answer, named with its cause.
         """
+        if self._compilation is None:
+            return self.reference(frames)
+        return self._compilation.evaluate(frames)[0]
+
+    def reference(self, frames: Frames) -> ForceResult:
+        """Energies, forces and virials of a batch by torch and its automatic differentiation; see `evaluate`."""
         frames.check(len(self.species))
-        p = self(self.graph(frames))
-        virial = (p.virial + p.virial.transpose(1, 2)) / 2
-        return ForceResult(
-            p.energy.cpu().numpy(),
-            p.forces.cpu().numpy(),
-            virial.cpu().numpy(),
-            p.atom_energy.cpu().numpy(),
-            frames.frame_idx.copy(),
-        )
+        prediction: Prediction = self(self.graph(frames))
+        return prediction.to_result(frames)

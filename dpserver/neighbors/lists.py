@@ -71,7 +71,7 @@ def build(frames: Frames, rcut: float) -> Edges:
     """
     parts = []
     for frame in frames:
-        _check_density(frame, rcut)
+        check_density(frame, rcut)
         finder = vesin.NeighborList(cutoff=rcut, full_list=True, n_threads=1)
         i, j, shift, distance = finder.compute(frame.positions, frame.cell[0], frame.pbc[0].tolist(), "ijSd")
         edges = Edges(i.astype(np.int64), j.astype(np.int64), shift.astype(np.float64), distance)
@@ -80,8 +80,16 @@ def build(frames: Frames, rcut: float) -> Edges:
     return Edges.concatenate(parts, frames.offsets[:-1])
 
 
-def _check_density(frame: Frames, rcut: float) -> None:
-    """Estimate the neighbours of an atom of a periodic frame from the number density."""
+def check_density(frame: Frames, rcut: float) -> None:
+    """Estimate the neighbours of an atom of a periodic frame from the number density.
+
+    Args:
+        frame: one structure.
+        rcut: cutoff radius, Å.
+
+    Raises:
+        StructureError: there would be more than `MAX_EDGES_PER_ATOM`.
+    """
     if not frame.pbc.all():
         return
     volume = abs(float(np.linalg.det(frame.cell[0])))

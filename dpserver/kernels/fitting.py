@@ -1,0 +1,263 @@
+"""From moments through products of their columns and the fitting net to energies, and back.
+
+products   u_m = Σ_k M_ki M_kj for the pairs of columns (i, j) that the first layer of the fitting net takes
+fitting    the net on u, forward and backward
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from dpserver.frames import Ints
+from dpserver.jit import jit, jit_reordered
+from dpserver.kernels import simd
+from dpserver.kernels.activations import TANH, activate
+from dpserver.kernels.layout import Batch, Model, Numbers, Output, Workspace
+
+_ROWS: Final = simd.TILE_ROWS
+_VECTORS: Final = simd.TILE_VECTORS
+_DEPTH: Final = 128
+"""Rows of a matrix that are multiplied at a time: a strip of them stays in the first cache."""
+
+
+class Matrix(NamedTuple):
+    """Rows of numbers in a flat array.
+
+    Attributes:
+        numbers: the array.
+        at: where the first row begins.
+        step: from one row to the next; 0 where all are the same.
+    """
+
+    numbers: Numbers
+    at: int
+    step: int
+
+
+@jit
+def multiply(a: Matrix, w: Matrix, start: Matrix, c: Matrix, size: tuple[int, int, int]) -> None:
+    """C = start + A W.
+
+    Args:
+        a: left factor.
+        w: right factor, laid out by `pack`.
+        start: what is added to; it may be C.
+        c: result.
+        size: rows, filled up to whole tiles; columns of A; columns of C, whole tiles.
+    """
+    n_rows, depth, columns = size
+    width = _VECTORS * simd.lanes_of(a.numbers)
+    part = -(-depth // -(-depth // _DEPTH)) if depth else 1
+    for low in range(0, max(depth, 1), part):
+        here = start if low == 0 else c
+        high = min(part, depth - low)
+        for column in range(0, columns, width):
+            at = w.at + column * depth + low * width
+            for row in range(0, n_rows, _ROWS):
+                simd.product_tile(
+                    a.numbers,
+                    w.numbers,
+                    here.numbers,
+                    c.numbers,
+                    a.at + row * a.step + low,
+                    a.step,
+                    at,
+                    here.at + row * here.step + column,
+                    here.step,
+                    c.at + row * c.step + column,
+                    c.step,
+                    high,
+                )
+
+
+@jit
+def find_inputs(model: Model, space: Workspace, n_rows: int, member: int, centre: int) -> None:
+    """Inputs of the fitting net from moments: mixed into channels where that is so, then multiplied in pairs."""
+    c = model.centres[member, centre]
+    moment, step = space.moment, c.step
+    if c.mix_at >= 0:
+        moment, step = space.mixed, c.channel_step
+        multiply(
+            Matrix(space.moment, 0, c.step),
+            Matrix(model.weights, c.mix_at, 0),
+            Matrix(model.weights, model.zeros_at, 0),
+            Matrix(moment, 0, step),
+            (4 * n_rows, c.columns, step - simd.lanes_of(moment)),
+        )
+    for a in range(n_rows):
+        at = a * c.n_inputs
+        for q in range(c.segment_at, c.segment_at + c.n_segments):
+            i, j, count = model.segments[q]
+            simd.products(moment, space.inputs, a * 4 * step, step, i, j, count, at)
+            at += count
+
+
+@jit
+def find_moment_gradients(model: Model, space: Workspace, n_rows: int, member: int, centre: int) -> None:
+    """The way back of `find_inputs`."""
+    c = model.centres[member, centre]
+    moment, by_moment, step = space.moment, space.by_moment, c.step
+    if c.mix_at >= 0:
+        moment, by_moment, step = space.mixed, space.by_mixed, c.channel_step
+    by_moment[: n_rows * 4 * step] = 0
+    for a in range(n_rows):
+        at = a * model.layers[c.layer_at].n_in_padded
+        for q in range(c.segment_at, c.segment_at + c.n_segments):
+            i, j, count = model.segments[q]
+            simd.add_products_gradient(moment, space.by_inputs, by_moment, a * 4 * step, step, i, j, count, at)
+            at += count
+    if c.mix_at >= 0:
+        multiply(
+            Matrix(by_moment, 0, step),
+            Matrix(model.weights, c.unmix_at, 0),
+            Matrix(model.weights, model.zeros_at, 0),
+            Matrix(space.by_moment, 0, c.step),
+            (4 * n_rows, c.channels, c.step - simd.lanes_of(moment)),
+        )
+
+
+@jit
+def fit(model: Model, space: Workspace, n_rows: int, member: int, centre: int) -> None:
+    """Run the hidden layers of the fitting net on `n_rows` rows of inputs, forward."""
+    c = model.centres[member, centre]
+    source = Matrix(space.inputs, 0, c.n_inputs)
+    at = 0
+    for q in range(c.layer_at, c.layer_at + c.n_layers):
+        layer = model.layers[q]
+        outputs = Matrix(space.outputs, at, layer.width)
+        weights, bias = Matrix(model.weights, layer.weight_at, 0), Matrix(model.weights, layer.bias_at, 0)
+        product = Matrix(space.product, 0, layer.product)
+        multiply(source, weights, bias, product, (n_rows, layer.n_in, layer.product))
+        for r in range(n_rows):
+            _activate(layer, model, space, r * layer.product, at + r * layer.width, model.layer_parameter[q])
+            to, given = at + r * layer.width, source.at + r * source.step
+            for copy in range(layer.copies):
+                begin = to + copy * layer.n_in
+                _add(outputs.numbers[begin : begin + layer.n_in], source.numbers[given : given + layer.n_in])
+            if layer.skip:
+                given = r * layer.product + layer.skip
+                _add(outputs.numbers[to : to + layer.n_out], space.product[given : given + layer.n_out])
+        source = outputs
+        at += n_rows * layer.width
+
+
+@jit
+def _activate(layer: Any, model: Model, space: Workspace, given: int, to: int, parameter: float) -> None:
+    """Outputs and slopes of the activation function of a layer, times the time step, for one atom."""
+    outputs, slopes, weights, product = space.outputs, space.slopes, model.weights, space.product
+    if layer.activation == TANH:
+        simd.tanh_layer(product, weights, outputs, slopes, given, layer.timestep_at, to, layer.width)
+        return
+    for o in range(layer.width):
+        y, slope = activate(layer.activation, parameter, float(product[given + o]))
+        timestep = float(weights[layer.timestep_at + o])
+        outputs[to + o] = y * timestep
+        slopes[to + o] = slope * timestep
+
+
+# Loops over slices, so that numba need not allow for negative indices, and LLVM can use vectors.
+
+
+@jit
+def _add(target: Numbers, a: Numbers) -> None:
+    for o in range(len(target)):
+        target[o] += a[o]
+
+
+@jit
+def _multiply(target: Numbers, a: Numbers, b: Numbers) -> None:
+    for o in range(len(target)):
+        target[o] = a[o] * b[o]
+
+
+@jit
+def _copy(target: Numbers, a: Numbers) -> None:
+    for o in range(len(target)):
+        target[o] = a[o]
+
+
+@jit_reordered
+def _dot(a: Numbers, b: Numbers) -> float:
+    total = 0.0
+    for o in range(len(a)):
+        total += float(a[o]) * float(b[o])
+    return total
+
+
+@jit
+def find_energies(
+    model: Model, batch: Batch, output: Output, space: Workspace, low: int, high: int, where: Ints
+) -> None:
+    """Energies of the atoms of a block, from the last hidden layer."""
+    n_rows, member, centre = where
+    c = model.centres[member, centre]
+    last = model.layers[c.layer_at + c.n_layers - 1]
+    weights = model.weights[c.last_at : c.last_at + last.n_out]
+    at = _place(model, c, c.n_layers - 1, n_rows)
+    for r in range(high - low):
+        begin = at + r * last.width
+        energy = _dot(space.outputs[begin : begin + last.n_out], weights)
+        output.atom_energy[member, batch.atoms[low + r]] = energy + model.bias[member, centre]
+
+
+@jit
+def _place(model: Model, c: Any, layer: int, n_rows: int) -> int:
+    """Where the outputs of a layer begin."""
+    at = 0
+    for q in range(c.layer_at, c.layer_at + layer):
+        at += n_rows * model.layers[q].width
+    return at
+
+
+@jit
+def fit_backward(model: Model, space: Workspace, n_rows: int, member: int, centre: int) -> None:
+    """Derivatives of the energies by the inputs of the fitting net."""
+    c = model.centres[member, centre]
+    given, other = space.by_output, space.by_next
+    width = model.layers[c.layer_at + c.n_layers - 1].width
+    for r in range(n_rows):
+        _copy(given[r * width : (r + 1) * width], model.weights[c.last_at : c.last_at + width])
+    for number in range(c.n_layers - 1, -1, -1):
+        layer = model.layers[c.layer_at + number]
+        at, depth, width, n_in = _place(model, c, number, n_rows), layer.skip + layer.n_out, layer.width, layer.n_in
+        for r in range(n_rows):
+            row, to = r * width, r * layer.product
+            slopes = space.slopes[at + row : at + row + width]
+            _multiply(space.product[to : to + width], given[row : row + width], slopes)
+            if layer.skip:
+                to += layer.skip
+                _copy(space.product[to : to + layer.n_out], given[row : row + layer.n_out])
+        target = Matrix(space.by_inputs if number == 0 else other, 0, layer.n_in_padded)
+        start = Matrix(model.weights, model.zeros_at, 0)
+        if layer.copies == 1:
+            start = Matrix(given, 0, width)
+        elif layer.copies == 2:
+            start = target
+            for r in range(n_rows):
+                row, to = r * width, r * target.step
+                _copy(target.numbers[to : to + n_in], given[row : row + n_in])
+                _add(target.numbers[to : to + n_in], given[row + n_in : row + 2 * n_in])
+        product, weights = Matrix(space.product, 0, layer.product), Matrix(model.weights, layer.transposed_at, 0)
+        multiply(product, weights, start, target, (n_rows, depth, target.step))
+        given, other = target.numbers, given
+
+
+def pack(matrix: Numbers, columns: int) -> Numbers:
+    """Lay out a matrix as `add_product` reads it: strips of columns, each row by row.
+
+    Args:
+        matrix: (depth, n), in the dtype of the product.
+        columns: n rounded up with `padded`; the rest is zero.
+    """
+    width = _VECTORS * simd.lanes(matrix.dtype)
+    full = np.zeros((len(matrix), columns), dtype=matrix.dtype)
+    full[:, : matrix.shape[1]] = matrix
+    return np.ascontiguousarray(full.reshape(len(matrix), columns // width, width).transpose(1, 0, 2)).ravel()
+
+
+def padded(n: int, dtype: np.dtype[Any] | type) -> int:
+    """Columns rounded up to whole tiles."""
+    width = _VECTORS * simd.lanes(dtype)
+    return -(-n // width) * width

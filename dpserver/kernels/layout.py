@@ -1,0 +1,182 @@
+"""What the CPU kernels work on: models, batches, results and work space as arrays."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpserver.frames import Floats, Ints
+
+Numbers = NDArray[Any]
+"""In the precision of the nets, float32 or float64."""
+Ints32 = NDArray[np.int32]
+
+SEEN, EXCLUDED, SILENT, UNSEEN = range(4)
+"""How the neighbours of a pair of species enter: as they are; by the slot they take; they and the empty slots of `sel`
+not at all; as if their slots were empty."""
+
+GOOD: Final = 0
+TOO_MANY: Final = 1
+"""Status of an atom with more neighbours than `sel`."""
+TOO_CLOSE: Final = 2
+"""Status of an atom with a neighbour nearer than the tables reach."""
+
+
+class Model(NamedTuple):
+    """The members of a committee, of one cutoff and one set of species, as arrays.
+
+    Attributes:
+        cutoff: rcut, rcut_smth, env_protection, (3,), Å.
+        sel: slots for neighbours of each species, (n_species,).
+        exclusion: `SEEN` and so on for centre and neighbour, (n_species, n_species).
+        closest: squared smallest distance that the tables of all members reach, (n_species, n_species), Å².
+        norm: davg and 1/dstd of the four rows, (n_members, n_species, 8).
+        bins: for centre and neighbour the first bin of the table, and their number, (n_members, n_species,
+            n_species, 2); bins are of one width in s, and each is cut into equal intervals.
+        bins_per_s: 1/width, (n_members, n_species, n_species), Å.
+        bin_first: first interval of each bin, counted from the table's own first; bin_parts: intervals in it.
+        tables: place of the coefficients in `weights`, columns, place in a row of moments, (…, 3).
+        centres: of dtype `CENTRE`, (n_members, n_species).
+        segments: products i, j, count: of column i with the columns from j on, (n_segments, 3).
+        layers: of dtype `LAYER`, (n_layers,).
+        layer_parameter: of the activation function, (n_layers,).
+        bias: what is added to the sum of the last layer, (n_members, n_species), eV.
+        weights: all coefficients and weights, flat.
+        zeros_at: where in `weights` there are zeros, as many as columns of any product.
+    """
+
+    cutoff: Floats
+    sel: Ints
+    exclusion: Ints
+    closest: Floats
+    norm: Floats
+    bins: Ints
+    bins_per_s: Floats
+    bin_first: Ints32
+    bin_parts: Floats
+    tables: Ints
+    centres: Any
+    segments: Ints
+    layers: Any
+    layer_parameter: Floats
+    bias: Floats
+    weights: Numbers
+    zeros_at: int
+
+
+CENTRE: Final = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            "columns",  # of moments
+            "step",  # from one row of moments to the next
+            "mix_at",  # packed matrix from columns to channels, -1 where columns are channels
+            "unmix_at",  # its transpose
+            "channels",  # columns of mixed moments
+            "channel_step",  # from one row of mixed moments to the next
+            "segment_at",  # first of the products
+            "n_segments",
+            "n_inputs",  # of the fitting net
+            "layer_at",  # first of its layers
+            "n_layers",  # without the last, linear one
+            "last_at",  # weights of that
+        )
+    ]
+)
+"""Of one member, for centres of one species: sizes, and places in the arrays of `Model`."""
+
+LAYER: Final = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            "n_in",
+            "n_in_padded",  # columns of the derivatives by the input
+            "n_out",
+            "width",  # columns of the output, padded
+            "product",  # columns of the product with the weights, padded
+            "weight_at",  # packed weights
+            "transposed_at",
+            "bias_at",  # as many as columns of the product
+            "timestep_at",
+            "copies",  # of the input that are added to the output: 0, 1 or 2
+            "skip",  # column of the product from which on it is added to the output as it is, or 0
+            "activation",  # its code
+        )
+    ]
+)
+"""One hidden layer of a fitting net."""
+
+
+class Batch(NamedTuple):
+    """Atoms, their neighbours within the cutoff and a skin, and the work cut into blocks.
+
+    Attributes:
+        positions: (n_atoms, 3), Å.
+        shifts: lattice translations that occur, (n_shifts, 3), Å.
+        starts: first edge for each centre and species of neighbours, (n_atoms * n_species + 1,).
+        neighbour: atom at the other end of each edge; shift: its translation; reverse: the edge back.
+        atoms: all atoms, sorted by species.
+        blocks: first, end in `atoms`, and the species, (n_blocks, 3).
+    """
+
+    positions: Floats
+    shifts: Floats
+    starts: Ints
+    neighbour: Ints32
+    shift: Ints32
+    reverse: Ints32
+    atoms: Ints
+    blocks: Ints
+
+
+class Output(NamedTuple):
+    """Where results go.
+
+    Attributes:
+        edge_gradient: dE/dr_ij, 0 beyond the cutoff, (n_members, n_edges, 3), eV/Å.
+        atom_energy: (n_members, n_atoms), eV.
+        atom_virial: -Σ_j dE/dr_ij ⊗ r_ij, xx yy zz xy xz yz, symmetrised, (n_members, n_atoms, 6), eV.
+        status: (n_atoms,).
+    """
+
+    edge_gradient: Floats
+    atom_energy: Floats
+    atom_virial: Floats
+    status: Ints
+
+
+class Workspace(NamedTuple):
+    """What one thread needs for one block; for at most `room` edges.
+
+    Attributes:
+        edges: x, y, z, r², s, b, s'/r, b'/r, dt/ds by edge, (9, room).
+        slot: edge of the batch, (room,); first: edge of each centre and species, (rows * n_species + 1,); n_empty:
+            slots of `sel` left to each.
+        row: place in the interval, and R̃, (room, RECORD); interval: of the table, (room,).
+        gradient: derivatives by these five, (room, RECORD).
+        moment: and by_moment, four rows for each atom; mixed: and by_mixed, of channels.
+        inputs: and by_inputs of the fitting net.
+        outputs: and slopes of all hidden layers; product: of one layer.
+        by_output: derivatives by the output of a layer; by_next: by that of the one before.
+    """
+
+    edges: Floats
+    slot: Ints
+    first: Ints
+    n_empty: Ints
+    row: Numbers
+    interval: Ints32
+    gradient: Numbers
+    moment: Numbers
+    by_moment: Numbers
+    mixed: Numbers
+    by_mixed: Numbers
+    inputs: Numbers
+    by_inputs: Numbers
+    outputs: Numbers
+    slopes: Numbers
+    product: Numbers
+    by_output: Numbers
+    by_next: Numbers

@@ -1,0 +1,139 @@
+"""Whether and how potentials are evaluated by the CPU kernels, and that these have the weights of the moment."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from dpserver.errors import ConfigError
+from dpserver.frames import ForceResult, Frames
+from dpserver.models.se_e2_a import SeE2A
+
+if TYPE_CHECKING:
+    from dpserver.kernels.tables import TableError
+    from dpserver.models.compiled import Compiled
+    from dpserver.models.potential import Potential
+
+logger = logging.getLogger(__name__)
+
+TABLE_ERROR = 1e-9
+"""Error of forces that tables may cause, relative to forces of typical size."""
+
+
+class Compilation:
+    """Compiles potentials when they are first evaluated, and again after their weights have changed.
+
+    What the kernels have no form for is evaluated by `Potential.reference`: other descriptors, devices other than the
+    CPU, embedding nets too sharp for tables (activation functions with kinks), and everything where numba is missing.
+
+    A change of weights is seen if it goes through the tensors themselves; one through `tensor.data[…]` is not.
+
+    Args:
+        members: the potentials.
+        threads: that compute; by default one for each core available.
+        table_error: of forces, relative.
+
+    Raises:
+        ConfigError: a number that is not positive.
+    """
+
+    def __init__(
+        self, members: Sequence[Potential], threads: int | None = None, table_error: float = TABLE_ERROR
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise ConfigError(f"the number of threads must be at least 1, got {threads}")
+        if not table_error > 0:
+            raise ConfigError(f"the error of tables must be positive, got {table_error:g}")
+        self._members = tuple(members)
+        self._threads = threads
+        self._table_error = table_error
+        self._seen: list[tuple[Tensor, int, int]] = []
+        self._groups: list[tuple[list[int], Compiled | None]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy compiles by itself."""
+        return {**self.__dict__, "_seen": [], "_groups": []}
+
+    def evaluate(self, frames: Frames) -> list[ForceResult]:
+        """Energies, forces and virials of a batch by each member.
+
+        Raises:
+            StructureError: a structure that has no answer, named with its cause.
+        """
+        results: dict[int, ForceResult] = {}
+        for numbers, compiled in self.groups():
+            if compiled is None:
+                results.update((k, self._members[k].reference(frames)) for k in numbers)
+            else:
+                results.update(zip(numbers, compiled.evaluate(frames), strict=True))
+        return [results[k] for k in range(len(self._members))]
+
+    def warm_up(self) -> None:
+        """Make now what the first evaluation would have to: tables, and the machine code of the kernels."""
+        for _, compiled in self.groups():
+            if compiled is not None:
+                compiled.evaluate(Frames.single([[0.0, 0.0, 0.0]], [0]))
+
+    def groups(self) -> list[tuple[list[int], Compiled | None]]:
+        """Members that are evaluated together, and what evaluates them: None is the reference."""
+        if not self._groups or any(t.data_ptr() != place or t._version != v for t, place, v in self._seen):
+            tensors = [t for member in self._members for t in (*member.parameters(), *member.buffers())]
+            self._seen = [(t, t.data_ptr(), t._version) for t in tensors]
+            keys: dict[Hashable, list[int]] = {}
+            for k, member in enumerate(self._members):
+                keys.setdefault(_group_key(member), []).append(k)
+            self._groups = [(numbers, self._compile(numbers)) for numbers in keys.values()]
+        return self._groups
+
+    def _compile(self, numbers: Sequence[int]) -> Compiled | None:
+        members = [self._members[k] for k in numbers]
+        if members[0].device.type != "cpu" or not isinstance(members[0].descriptor, SeE2A) or not _has_numba():
+            return None
+        from dpserver.models.compiled import Compiled
+
+        compiled = Compiled(members, self._threads, self._table_error)
+        if not compiled.is_accurate:
+            logger.warning(
+                "the embedding net with activation function %s is too sharp for tables: their error is %.1e; the model "
+                "is evaluated without them, much slower",
+                members[0].descriptor.config.activation_function,
+                compiled.error.first,
+            )
+            return None
+        logger.info("%s", compiled)
+        return compiled
+
+
+def table_error(member: Potential) -> TableError | None:
+    """How far the tables that evaluate a potential are from its embedding nets; None where there are none."""
+    if not isinstance(member.descriptor, SeE2A) or not _has_numba():
+        return None
+    from dpserver.models.assembly import assemble
+
+    assembly = assemble([member], TABLE_ERROR)
+    return assembly.error if assembly.is_accurate else None
+
+
+def _group_key(member: Potential) -> Hashable:
+    """What members that are compiled together have in common."""
+    descriptor = member.descriptor
+    if not isinstance(descriptor, SeE2A):
+        return id(member)
+    config = descriptor.config
+    left_out = tuple(frozenset(pairs) for pairs in (descriptor.excluded, descriptor.silent, descriptor.unseen))
+    return (config.rcut, config.rcut_smth, config.env_protection, descriptor.sel, left_out, member.network_dtype)
+
+
+@functools.cache
+def _has_numba() -> bool:
+    """Whether the kernels can be compiled; a warning, once, where they cannot."""
+    try:
+        import numba
+    except ImportError as error:
+        logger.warning("numba cannot be imported (%s): models are evaluated by torch, many times slower", error)
+        return False
+    return bool(numba.__version__)

@@ -1,0 +1,197 @@
+"""How the kernels are to evaluate the atoms of one species: the way with the fewest operations.
+
+Moments have one column for each channel of the embedding nets; or fewer columns, mixed into channels; or products of
+these columns are the inputs of the fitting net as they are (`kernels.products`). The scale of the descriptor, 1/N_c²,
+is folded into the first layer of the fitting net.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from torch import nn
+
+from dpserver.frames import Floats
+from dpserver.kernels import products, simd
+from dpserver.kernels.fitting import padded
+from dpserver.kernels.linear import product
+from dpserver.kernels.products import Magnitudes, Products
+from dpserver.kernels.tables import Table, Tabulation
+from dpserver.models.networks import Layer
+from dpserver.models.radii import COVALENT_RADII, UNKNOWN_RADIUS
+from dpserver.models.se_e2_a import SeE2A
+from dpserver.models.taylor import derivatives
+from dpserver.neighbors.lists import CLOSEST
+
+if TYPE_CHECKING:
+    from dpserver.models.potential import Potential
+
+REACH: Final = (0.5, 0.8)
+"""Tables reach down to between these parts of the smallest distance seen in training,"""
+TYPICAL_REACH: Final = 0.6
+"""if possible to this part of the sum of two covalent radii, and there where no distance is known."""
+
+_PRODUCT_ERROR: Final = 0.01
+"""Weights of products left out, as a part of the error of tables, both relative."""
+_SAMPLES: Final = 600
+_NEAREST: Final = 1.6
+
+
+def descriptor_of(member: Potential) -> SeE2A:
+    """The descriptor of a potential, of the one kind that the kernels know."""
+    if not isinstance(member.descriptor, SeE2A):
+        raise TypeError(f"the kernels know se_e2_a, not {type(member.descriptor).__name__}")
+    return member.descriptor
+
+
+def reach_of(member: Potential) -> Floats:
+    """Smallest distances that tables reach, (n_species, n_species), Å."""
+    radii = np.array([COVALENT_RADII.get(symbol, UNKNOWN_RADIUS) for symbol in member.species])
+    known = np.isfinite(member.min_distance)
+    typical = TYPICAL_REACH * (radii[:, None] + radii)
+    seen = np.where(known, member.min_distance, 0.0)
+    reach = np.where(known, np.clip(typical, REACH[0] * seen, REACH[1] * seen), typical)
+    return np.asarray(np.clip(reach, CLOSEST, member.rcut / 2))
+
+
+def _channels(net: nn.Module, davg: float, dstd: float) -> Callable[[Floats, int], list[Floats]]:
+    """The outputs of an embedding net as functions of s before normalisation, with up to three derivatives."""
+    layers = [layer for layer in net.children() if isinstance(layer, Layer)]
+
+    def evaluate(s: Floats, order: int) -> list[Floats]:
+        found = derivatives(layers, torch.from_numpy((s - davg) / dstd))
+        return [d.numpy() / dstd**m for m, d in enumerate(found[: order + 1])]
+
+    return evaluate
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How the atoms of one species are evaluated by one member.
+
+    Attributes:
+        tables: of each species of neighbours.
+        starts: place of each table's columns in a row of moments.
+        columns: length of such a row.
+        mix: from columns to channels, (columns, n_channels), or None.
+        products: inputs of the fitting net, with the weights of its first layer.
+    """
+
+    tables: list[Table]
+    starts: list[int]
+    columns: int
+    mix: Floats | None
+    products: Products
+
+
+def make_plan(member: Potential, centre: int, reach: Floats, dtype: Any, tolerance: float) -> Plan:
+    """Choose what needs the fewest operations.
+
+    Args:
+        member: the potential.
+        centre: species of the atoms.
+        reach: smallest distance to each species of neighbours, Å.
+        dtype: of the kernels.
+        tolerance: of tables.
+    """
+    descriptor, lanes = descriptor_of(member), simd.lanes(dtype)
+    n_species = descriptor.n_species
+    davg, dstd = float(descriptor.davg[centre, 0]), float(descriptor.dstd[centre, 0])
+    tabulations, distances = [], []
+    for k in range(n_species):
+        r = np.linspace(reach[k], descriptor.rcut, _SAMPLES)
+        net = descriptor.embedding_of(centre, k)
+        tabulations.append(Tabulation(_channels(net, davg, dstd), float(_s(descriptor, r)[0]), tolerance))
+        distances.append(r)
+    weights = _first_layer(member, centre, dtype)
+    n_channels = len(weights)
+    plain = products.of_channels(weights)
+    tables = [t.table() for t in tabulations]
+    candidates = [Plan(tables, [0] * n_species, rounded(n_channels, lanes), None, plain)]
+    compressed = [t.compressed(_s(descriptor, r)) for t, r in zip(tabulations, distances, strict=True)]
+    few = [t for t in compressed if t is not None]
+    if len(few) == n_species:
+        columns = [rounded(t.coefficients.shape[2], lanes) for t in few]
+        starts = [sum(columns[:k]) for k in range(n_species)]
+        mixes = [t.mix for t in few if t.mix is not None]
+        mix = np.zeros((sum(columns), n_channels))
+        for start, part in zip(starts, mixes, strict=True):
+            mix[start : start + len(part)] = part
+        sizes = [_magnitudes(descriptor, (centre, k), few[k], distances[k]) for k in range(n_species)]
+        fewer = products.of_columns(weights, mixes, starts, sizes, _PRODUCT_ERROR * tolerance)
+        candidates += [Plan(few, starts, sum(columns), mix, plain), Plan(few, starts, sum(columns), None, fewer)]
+    return min(candidates, key=lambda plan: _operations(plan, descriptor))
+
+
+def _s(descriptor: SeE2A, r: Floats) -> Floats:
+    """The switched 1/r, (n,), 1/Å."""
+    vectors = np.zeros((len(r), 3))
+    vectors[:, 0] = r
+    return np.asarray(descriptor.environment(torch.from_numpy(vectors))[:, 0].numpy())
+
+
+def _magnitudes(descriptor: SeE2A, pair: tuple[int, int], table: Table, r: Floats) -> Magnitudes:
+    """Sizes of moments and of their derivatives, in a uniform density that fills two thirds of `sel`.
+
+    Two more neighbours are bonded, between the smallest distance r₀ and 1.5 r₀.
+
+    Args:
+        descriptor: of the potential.
+        pair: species of centre and neighbour.
+        table: of the pair.
+        r: distances from the smallest one that the table reaches to the cutoff, evenly spaced, Å.
+    """
+    centre, neighbour = pair
+    davg, dstd = (t[centre].numpy() for t in (descriptor.davg, descriptor.dstd))
+    sel, nearest, step = descriptor.sel[neighbour], _NEAREST * r[0], r[1] - r[0]
+    number = 2 * sel * (r / r[-1]) ** 2 / r[-1] * (r > nearest)
+    number = (number + 2 / (0.5 * nearest) * ((r > nearest) & (r < 1.5 * nearest))) * step
+    s, rows = _s(descriptor, r), np.stack([(_s(descriptor, r) - davg[0]) / dstd[0], _s(descriptor, r) / dstd[1]])
+    radial, angular = rows[:, :, None] * table.columns(s)
+    mean = product(number, radial) + sel / 3 * radial[-1]
+    moment = np.sqrt(mean**2 + product(number, radial**2 + angular**2))
+    along = np.gradient(radial, step, axis=0) ** 2 + np.gradient(angular, step, axis=0) ** 2
+    slope = np.sqrt(product(number, along + 2 * (angular / r[:, None]) ** 2) / number.sum())
+    return Magnitudes(moment, slope)
+
+
+def _operations(plan: Plan, descriptor: SeE2A) -> float:
+    """Multiplications and additions per atom that depend on the choice, with two thirds of the slots taken."""
+    found = plan.products.weights.size * 4.0
+    for n, table in zip(descriptor.sel, plan.tables, strict=True):
+        found += 70.0 * (2 / 3 * n) * table.coefficients.shape[2]
+    return found if plan.mix is None else found + 16.0 * plan.mix.size
+
+
+def _first_layer(member: Potential, centre: int, dtype: Any) -> Floats:
+    """Weights of the first layer for D_ab, with the scale of D, (n_channels, n_axis, n_columns).
+
+    Where D itself is added to the output of the layer there are further columns, from `skip_of` on, that carry it on.
+    """
+    descriptor, layer = descriptor_of(member), layers_of(member, centre)[0]
+    weights = layer.weight.detach().double().numpy()
+    if layer.copies:
+        carried = np.tile(np.eye(len(weights)), layer.copies)
+        gap = np.zeros((len(weights), skip_of(layer, dtype) - weights.shape[1]))
+        weights = np.concatenate([weights, gap, carried], axis=1)
+    shape = (descriptor.config.neuron[-1], descriptor.config.axis_neuron, weights.shape[1])
+    return np.asarray(weights.reshape(shape) / sum(descriptor.sel) ** 2)
+
+
+def skip_of(layer: Layer, dtype: Any) -> int:
+    """Column from which on the input of a first layer is carried on; 0 where it is not."""
+    return padded(layer.weight.shape[1], dtype) if layer.copies else 0
+
+
+def layers_of(member: Potential, centre: int) -> list[Layer]:
+    """The layers of a fitting net, the linear last one as well."""
+    return [layer for layer in member.fitting[centre].children() if isinstance(layer, Layer)]
+
+
+def rounded(n: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-n // multiple) * multiple

@@ -1,0 +1,247 @@
+"""Neighbour lists that serve more than once: made with a skin, and used while no pair can have come in unseen.
+
+A list holds every pair that was closer than rcut + skin at its own positions x₀ and cell h₀. With F = h₀⁻¹ h the
+deformation since then and d_i = x_i - x₀_i F what each atom has moved beside it, a pair that is not in the list is at
+
+    |r_ij| ≥ σ_min(F) (rcut + skin) - 2 max|d|
+
+σ_min the smallest singular value, and so the list holds every pair within rcut as long as that is not below rcut.
+
+Lists are found by content: the beads of a simulation may come in any order and over any connection.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+import numpy as np
+
+from dpserver.frames import Floats, Frames, Ints
+from dpserver.jit import jit
+from dpserver.neighbors.lists import check_density
+from dpserver.neighbors.rows import Ints32, Rows, build_rows, completed
+
+MAX_EDGES = 4_000_000
+"""Edges of all lists that are kept, beside those in use."""
+
+_FEWEST_EDGES = 1 << 14
+"""A list counts for as many at least: more than some hundred lists, however small, are not worth a look."""
+
+_MOST_BATCHES = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbourhood:
+    """The lists of a batch, joined; positions are to be wrapped with `wraps` (see `Rows`).
+
+    Attributes:
+        starts: first edge for each atom and species of neighbours, (n_atoms * n_species + 1,).
+        neighbour: atom of the batch; shift: of the batch; reverse: edge of the batch, (n_edges,) each.
+        wraps: (n_atoms, 3).
+        shifts: (n_shifts, 3); shift_frame: whose they are, (n_shifts,).
+        frame_idx: frame of each atom, (n_atoms,).
+    """
+
+    starts: Ints
+    neighbour: Ints32
+    shift: Ints32
+    reverse: Ints32
+    wraps: Floats
+    shifts: Floats
+    shift_frame: Ints
+    frame_idx: Ints
+
+    @property
+    def n_edges(self) -> int:
+        """Number of directed pairs."""
+        return len(self.neighbour)
+
+    @classmethod
+    def join(cls, lists: Sequence[Rows], frames: Frames) -> Neighbourhood:
+        """Put the lists of the frames one after the other."""
+        n_shifts = [len(rows.shifts) for rows in lists]
+        parts = (lists, frames.offsets, _offsets([rows.n_edges for rows in lists]), _offsets(n_shifts))
+        if len(lists) == 1:
+            (rows,) = lists
+            starts, neighbour, shift, reverse = rows.starts, rows.neighbour, rows.shift, rows.reverse
+        else:
+            zipped = list(zip(*(part[: len(lists)] for part in parts), strict=True))
+            starts = np.concatenate([*(rows.starts[:-1] + e for rows, _, e, _ in zipped), parts[2][-1:]])
+            neighbour = np.concatenate([rows.neighbour + np.int32(a) for rows, a, _, _ in zipped])
+            shift = np.concatenate([rows.shift + np.int32(s) for rows, _, _, s in zipped])
+            reverse = np.concatenate([rows.reverse + np.int32(e) for rows, _, e, _ in zipped])
+        wraps = np.concatenate([rows.wraps for rows in lists])
+        shifts = np.concatenate([rows.shifts for rows in lists])
+        shift_frame = np.repeat(np.arange(len(lists)), n_shifts)
+        return cls(starts, neighbour, shift, reverse, wraps, shifts, shift_frame, frames.frame_idx.copy())
+
+    def positions(self, frames: Frames) -> Floats:
+        """Positions with each atom brought back by its wraps, (n_atoms, 3), Å."""
+        found = np.empty_like(self.wraps)
+        _wrap(np.ascontiguousarray(frames.positions), self.wraps, frames.cell, self.frame_idx, found)
+        return found
+
+    def translations(self, frames: Frames) -> Floats:
+        """Lattice translation of each shift, (n_shifts, 3), Å."""
+        return np.asarray(np.einsum("ns,nsd->nd", self.shifts, frames.cell[self.shift_frame]))
+
+
+@dataclass(eq=False)
+class _List:
+    """A list, and the frame it was made for."""
+
+    number: int
+    frame: Frames
+    rows: Rows
+    last_use: int
+    full_cell: Floats = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.full_cell = completed(self.frame.cell[0], self.frame.pbc[0])
+
+    @property
+    def size(self) -> int:
+        """Edges that it counts for."""
+        return max(self.rows.n_edges, _FEWEST_EDGES)
+
+    def holds_for(self, frame: Frames, rcut: float, reach: float) -> bool:
+        """Whether it has every pair of a frame of the same atoms that is within rcut."""
+        deformation: Floats = np.eye(3)
+        shrinking = 1.0
+        if not np.array_equal(frame.cell, self.frame.cell):
+            deformed = np.where(frame.pbc[0][:, None], frame.cell[0], self.full_cell)
+            deformation = np.asarray(np.linalg.solve(self.full_cell, deformed))
+            shrinking = float(np.linalg.svd(deformation, compute_uv=False)[-1])
+        slack = (shrinking * reach - rcut) / 2 * (1 - 1e-9)
+        return slack > 0 and _is_near(frame.positions, self.frame.positions, deformation, slack**2)
+
+
+class ListCache:
+    """Neighbour lists with a skin.
+
+    Args:
+        rcut: cutoff radius, Å.
+        skin: how much further the lists reach, Å.
+        n_species: number of species.
+        max_edges: of the lists that are kept beside those in use.
+    """
+
+    def __init__(self, rcut: float, skin: float, n_species: int, max_edges: int = MAX_EDGES) -> None:
+        self._rcut = rcut
+        self._reach = rcut + skin
+        self._n_species = n_species
+        self._max_edges = max_edges
+        self._numbers = count()
+        self._time = 0
+        self._lists: dict[tuple[bytes, bytes], list[_List]] = {}
+        self._batches: OrderedDict[tuple[int, ...], Neighbourhood] = OrderedDict()
+        self.n_built = 0
+
+    def find(self, frames: Frames) -> Neighbourhood:
+        """Neighbours of all atoms of a batch: every pair within rcut, and some further ones.
+
+        Args:
+            frames: structures, checked.
+
+        Returns:
+            The caller must not change it; it may be used again.
+
+        Raises:
+            StructureError: the density is absurd, so that a list would not fit in memory.
+        """
+        self._time += 1
+        found, cursors = [], dict[tuple[bytes, bytes], int]()
+        for frame in frames:
+            key = (frame.types.tobytes(), frame.pbc.tobytes())
+            known = self._lists.setdefault(key, [])
+            place = self._search(known, frame, cursors.get(key, 0))
+            if place is None:
+                place = self._build(known, frame, cursors.get(key, 0))
+            cursors[key] = place + 1
+            known[place].last_use = self._time
+            found.append(known[place])
+        self._forget()
+        numbers = tuple(entry.number for entry in found)
+        if numbers not in self._batches:
+            self._make_room()
+            self._batches[numbers] = Neighbourhood.join([entry.rows for entry in found], frames)
+        self._batches.move_to_end(numbers)
+        return self._batches[numbers]
+
+    def _make_room(self) -> None:
+        """Give up the batches that have not been used for longest."""
+        n_edges = sum(batch.n_edges for batch in self._batches.values())
+        while self._batches and (len(self._batches) >= _MOST_BATCHES or n_edges > self._max_edges):
+            n_edges -= self._batches.popitem(last=False)[1].n_edges
+
+    def _search(self, known: Sequence[_List], frame: Frames, cursor: int) -> int | None:
+        """Place of a list that holds for a frame.
+
+        That of the same place in the last batch is tried first, then those used of late: where several simulations have
+        the same atoms, most of the others are of the past.
+        """
+        n = len(known)
+        if cursor < n and known[cursor].holds_for(frame, self._rcut, self._reach):
+            return cursor
+        last_batch = self._time - 1
+        for place in sorted(range(n), key=lambda k: (-min(known[k].last_use, last_batch), (k - cursor) % n)):
+            if place != cursor and known[place].holds_for(frame, self._rcut, self._reach):
+                return place
+        return None
+
+    def _build(self, known: list[_List], frame: Frames, cursor: int) -> int:
+        """Make a list, at the place of one that is not used any more, or at the end."""
+        check_density(frame, self._rcut)
+        rows = build_rows(frame, self._reach, self._n_species)
+        copy = Frames.single(frame.positions.copy(), frame.types.copy(), frame.cell[0].copy(), frame.pbc[0].tolist())
+        entry = _List(next(self._numbers), copy, rows, self._time)
+        self.n_built += 1
+        if cursor < len(known) and known[cursor].last_use == self._time - 1:
+            known[cursor] = entry
+            return cursor
+        known.append(entry)
+        return len(known) - 1
+
+    def _forget(self) -> None:
+        """Give up the lists that have not been used for longest, down to the edges that may be kept."""
+        idle = [(key, entry) for key, known in self._lists.items() for entry in known if entry.last_use < self._time]
+        n_edges = sum(entry.size for _, entry in idle)
+        if n_edges > self._max_edges:
+            for key, entry in sorted(idle, key=lambda e: e[1].last_use):
+                self._lists[key].remove(entry)
+                n_edges -= entry.size
+                if n_edges <= self._max_edges:
+                    break
+        for key in [key for key, known in self._lists.items() if not known]:
+            del self._lists[key]
+
+
+def _offsets(sizes: Sequence[int]) -> Ints:
+    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+
+@jit
+def _is_near(x: Floats, reference: Floats, deformation: Floats, limit: float) -> bool:
+    """Whether no atom is further than a limit from where the deformation of the cell has brought it."""
+    f = deformation
+    for i in range(len(x)):
+        a, b, c = reference[i]
+        dx = x[i, 0] - a * f[0, 0] - b * f[1, 0] - c * f[2, 0]
+        dy = x[i, 1] - a * f[0, 1] - b * f[1, 1] - c * f[2, 1]
+        dz = x[i, 2] - a * f[0, 2] - b * f[1, 2] - c * f[2, 2]
+        if not dx * dx + dy * dy + dz * dz <= limit:
+            return False
+    return True
+
+
+@jit
+def _wrap(x: Floats, wraps: Floats, cell: Floats, frame_idx: Ints, found: Floats) -> None:
+    """Write x - w @ cell."""
+    for i in range(len(x)):
+        h = cell[frame_idx[i]]
+        for d in range(3):
+            moved = wraps[i, 0] * h[0, d] + wraps[i, 1] * h[1, d] + wraps[i, 2] * h[2, d]
+            found[i, d] = x[i, d] - moved
