@@ -16,9 +16,11 @@ socketio = pytest.importorskip("ase.calculators.socketio")
 from ase import units  # noqa: E402
 from ase.calculators.calculator import Calculator, all_changes  # noqa: E402
 from ase.md.verlet import VelocityVerlet  # noqa: E402
+from ase.optimize import BFGS  # noqa: E402
 from ase.stress import full_3x3_to_voigt_6_stress  # noqa: E402
 
 from dpserver.frames import Frames  # noqa: E402
+from dpserver.transport import Backoff  # noqa: E402
 
 
 class InProcess(Calculator):
@@ -88,6 +90,27 @@ def test_one_daemon_serves_one_calculator_after_the_other(listening):
             with socketio.SocketIOCalculator(timeout=30, **options) as calculator:
                 served = run(atoms(structures.cubic()), calculator, 3)
             np.testing.assert_allclose(served, expected, rtol=0, atol=1e-8)
+
+
+def relax(made, calculator) -> list[float]:
+    """Energies on the way to a minimum."""
+    made.calc = calculator
+    optimiser = BFGS(made, logfile=None)
+    return [made.get_potential_energy() for _ in optimiser.irun(fmax=0.02, steps=40)]
+
+
+def test_the_connection_that_ase_never_accepts_disturbs_neither_this_optimisation_nor_the_next(listening, caplog):
+    caplog.set_level("DEBUG")
+    options, endpoint = listening
+    with serving(PairModel(), target(endpoint, connections=None), make_backoff=Backoff):
+        for seed in range(3):
+            with socketio.SocketIOCalculator(timeout=30, **options) as calculator:
+                served = relax(atoms(structures.cubic(seed)), calculator)
+            np.testing.assert_allclose(served, relax(atoms(structures.cubic(seed)), InProcess()), rtol=0, atol=1e-8)
+    messages = [r.getMessage() for r in caplog.records]
+    assert messages.count(f"{endpoint} #2: connected") == 3
+    assert not any("#3" in message for message in messages)
+    assert [r for r in caplog.records if r.levelname in {"WARNING", "ERROR"}] == []
 
 
 def test_ase_is_told_when_its_structure_is_refused(listening):
