@@ -9,12 +9,14 @@ PYTHON ?=
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test lint format docs clean
+.PHONY: help demo test chaos bench lint format docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo    path-integral water with i-PI; leaves demo/water.png'
 	@echo 'make test    lint and all tests'
+	@echo 'make chaos   long runs of faults and of the protocol, about twenty minutes; prints its seed'
+	@echo 'make bench   time the CPU path, a wave of beads and steps of i-PI; adds to benchmarks/results, half an hour'
 	@echo 'make lint    ruff, mypy and the layer contracts'
 	@echo 'make format  rewrite the sources as ruff wants them'
 	@echo 'make docs    build the documentation into site/'
@@ -23,8 +25,16 @@ help:
 demo: $(VENV)/ready
 	$(BIN)/dpserver demo
 
-test: lint
+test: lint $(VENV)/ready-ipi
 	$(BIN)/pytest
+
+chaos: $(VENV)/ready
+	$(BIN)/pytest -m chaos tests/chaos
+
+bench: $(VENV)/ready
+	$(BIN)/python benchmarks/cpu.py
+	$(BIN)/python benchmarks/wave.py
+	$(BIN)/python benchmarks/serving.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check
@@ -58,6 +68,14 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@# torch by itself: pip then takes a local CPU wheel of this version where one is offered.
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/ready-ipi: $(VENV)/ready tests/integration/ipi-versions.txt
+	@grep -v '^#' tests/integration/ipi-versions.txt | while read -r ipi others; do \
+	    folder=$(VENV)/ipi/$${ipi#ipi==}; rm -rf "$$folder"; \
+	    $(BIN)/python -m pip install --disable-pip-version-check --no-deps --target "$$folder" $$ipi $$others </dev/null \
+	    || { rm -rf "$$folder"; echo "note: $$ipi cannot be installed here; the tests with it are skipped" >&2; }; \
+	done
 	@touch $@
 
 $(VENV)/ready-docs: $(VENV)/ready

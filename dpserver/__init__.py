@@ -12,15 +12,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dpserver.frames import ForceResult, Frames
+    from dpserver.frames import CommitteeResult, ForceResult, Frames
     from dpserver.models.checkpoint import load
+    from dpserver.models.committee import Committee
     from dpserver.models.potential import Potential
 
-__all__ = ["ForceResult", "Frames", "Potential", "__version__", "load"]
+__all__ = ["Committee", "CommitteeResult", "ForceResult", "Frames", "Potential", "__version__", "load"]
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "Committee": "dpserver.models.committee",
+    "CommitteeResult": "dpserver.frames",
     "ForceResult": "dpserver.frames",
     "Frames": "dpserver.frames",
     "Potential": "dpserver.models.potential",

@@ -16,8 +16,9 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from dpserver.errors import StructureError
-from dpserver.frames import Frames, Ints
+from dpserver.frames import CommitteeResult, Frames, Ints
 from dpserver.models import checkpoint
+from dpserver.models.committee import Committee
 from dpserver.models.potential import Potential
 
 
@@ -28,9 +29,14 @@ class DPCalculator(Calculator):
     stretched, and is given where all three directions are periodic.
 
     Args:
-        model: a model file, or a potential that is loaded already.
+        model: a model file, or a potential or a committee that is loaded already.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; for a model file.
         precision: `double`, `mixed` or `single`; for a model file, by default the one it was trained in.
+
+    Attributes:
+        potential: what evaluates.
+        committee: what the members said of the last structure, where the model is a committee, else None; `results`
+            holds their mean.
 
     Raises:
         ModelFileError: the file cannot be used.
@@ -40,9 +46,12 @@ class DPCalculator(Calculator):
 
     implemented_properties: list[str] = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
 
-    def __init__(self, model: str | Path | Potential, device: str = "auto", precision: str | None = None) -> None:
+    def __init__(
+        self, model: str | Path | Potential | Committee, device: str = "auto", precision: str | None = None
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.potential = model if isinstance(model, Potential) else checkpoint.load(model, device, precision)
+        self.potential = checkpoint.load(model, device, precision) if isinstance(model, str | Path) else model
+        self.committee: CommitteeResult | None = None
 
     def calculate(
         self,
@@ -58,7 +67,7 @@ class DPCalculator(Calculator):
         atoms = self.atoms if atoms is None else atoms
         if atoms is None:
             raise StructureError("there are no atoms to evaluate; set atoms.calc and ask the atoms")
-        self.results = {}
+        self.results, self.committee = {}, None
         self.atoms = atoms.copy()
         self.results = self._evaluate(self.atoms)
 
@@ -66,6 +75,7 @@ class DPCalculator(Calculator):
         types = species_types(atoms, self.potential.species)
         cell = np.where(atoms.pbc[:, None], atoms.cell.array, 0.0)
         result = self.potential.evaluate(Frames.single(atoms.positions, types, cell, atoms.pbc.tolist()))
+        self.committee = result.committee
         energy = float(result.energy[0])
         results = {
             "energy": energy,

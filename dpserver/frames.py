@@ -136,8 +136,8 @@ class Frames:
         """
         if (self.counts == 0).any():
             raise StructureError(f"frame {int(np.argmin(self.counts))} has no atoms; expected at least one")
-        bad = ~np.isfinite(self.positions).all(axis=1)
-        if bad.any():
+        if not np.isfinite(self.positions).all():
+            bad = ~np.isfinite(self.positions).all(axis=1)
             atom = int(np.flatnonzero(bad)[0])
             raise StructureError(
                 f"the position of atom {atom} is not finite ({self.positions[atom]}); "
@@ -149,8 +149,11 @@ class Frames:
         if wrong.any():
             atom = int(np.flatnonzero(wrong)[0])
             raise StructureError(f"atom {atom} has type {self.types[atom]}; the model knows 0 to {n_species - 1}")
-        for cell, pbc in zip(self.cell, self.pbc, strict=True):
-            _check_cell(cell[pbc])
+        # All at once; one by one only those that look singular, and those with open directions.
+        rows = _scaled(self.cell)
+        volume, product = np.abs(np.linalg.det(rows)), np.linalg.norm(rows, axis=2).prod(axis=1)
+        for k in np.flatnonzero(~self.pbc.all(axis=1) | (volume <= 2e-6 * product)):
+            _check_cell(self.cell[k][self.pbc[k]])
 
 
 def _indices(types: ArrayLike) -> Ints:
@@ -167,17 +170,59 @@ def _indices(types: ArrayLike) -> Ints:
     return np.ascontiguousarray(given, dtype=np.int64)
 
 
+def _scaled(vectors: Floats) -> Floats:
+    """Divide each vector by its largest component, so that no product of them is too large for a number."""
+    largest = np.abs(vectors).max(axis=-1, keepdims=True)
+    return vectors / np.where(largest == 0.0, 1.0, largest)
+
+
 def _check_cell(vectors: Floats) -> None:
     """Periodic lattice vectors must be independent: their volume is compared with the product of their lengths."""
     if not len(vectors):
         return
-    lengths = np.linalg.norm(vectors, axis=1)
-    gram = float(np.linalg.det(vectors @ vectors.T))
+    rows = _scaled(vectors)
+    lengths = np.linalg.norm(rows, axis=1)
+    gram = float(np.linalg.det(rows @ rows.T))
     if not lengths.all() or gram <= (1e-6 * lengths.prod()) ** 2:
         raise StructureError(
             f"the cell is singular: lattice vectors {vectors.tolist()} Å do not span a volume; "
             "send zeros for an open system"
         )
+
+
+@dataclass(frozen=True, eq=False)
+class CommitteeResult:
+    """What each member of a committee says of a batch.
+
+    Attributes:
+        energy: (n_members, n_frames), float64, eV.
+        forces: (n_members, n_atoms, 3), float64, eV/Å.
+        virial: (n_members, n_frames, 3, 3), float64, eV.
+    """
+
+    energy: Floats
+    forces: Floats
+    virial: Floats
+
+    @property
+    def n_members(self) -> int:
+        """Number of members."""
+        return len(self.energy)
+
+    def part(self, frames: slice, atoms: slice) -> CommitteeResult:
+        """Some frames, and the atoms that are theirs; the arrays are views."""
+        return CommitteeResult(self.energy[:, frames], self.forces[:, atoms], self.virial[:, frames])
+
+    def force_deviation(self) -> Floats:
+        """How far the members' forces on each atom lie apart, as DeePMD-kit's `model-devi` measures it.
+
+        σ_i = sqrt(⟨|F_i − ⟨F_i⟩|²⟩), the averages over the members
+
+        Returns:
+            (n_atoms,), eV/Å.
+        """
+        variance: Floats = self.forces.var(axis=0).sum(axis=1)
+        return np.sqrt(variance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,6 +235,7 @@ class ForceResult:
         virial: -dE/d(strain), symmetric, (n_frames, 3, 3), float64, eV; equals -volume times stress.
         atom_energy: (n_atoms,), float64, eV.
         frame_idx: frame of each atom, ascending, (n_atoms,), int64.
+        committee: what the members say whose mean this is; None where a single model answered.
     """
 
     energy: Floats
@@ -197,20 +243,40 @@ class ForceResult:
     virial: Floats
     atom_energy: Floats
     frame_idx: Ints
+    committee: CommitteeResult | None = None
 
     def __getitem__(self, frame: int) -> ForceResult:
         """The result of one frame; its arrays are views."""
-        lo, hi = np.searchsorted(self.frame_idx, [frame, frame + 1])
+        return self.part(slice(frame, frame + 1))
+
+    def part(self, frames: slice) -> ForceResult:
+        """Consecutive frames, counted from 0 again; the arrays are views.
+
+        Args:
+            frames: first and last + 1, both given and not negative.
+        """
+        lo, hi = np.searchsorted(self.frame_idx, [frames.start, frames.stop])
+        atoms = slice(lo, hi)
         return ForceResult(
-            self.energy[frame : frame + 1],
-            self.forces[lo:hi],
-            self.virial[frame : frame + 1],
-            self.atom_energy[lo:hi],
-            np.zeros(hi - lo, dtype=np.int64),
+            self.energy[frames],
+            self.forces[atoms],
+            self.virial[frames],
+            self.atom_energy[atoms],
+            self.frame_idx[atoms] - frames.start,
+            None if self.committee is None else self.committee.part(frames, atoms),
         )
 
     def is_finite(self) -> Bools:
-        """Whether every number of each frame is finite, (n_frames,), bool."""
+        """Whether every number of each frame is finite, (n_frames,), bool; a mean is so only if its members are."""
         good = np.isfinite(self.energy) & np.isfinite(self.virial).all(axis=(1, 2))
-        np.logical_and.at(good, self.frame_idx, np.isfinite(self.forces).all(axis=1))
+        is_sound = np.isfinite(self.forces)
+        if not is_sound.all():
+            np.logical_and.at(good, self.frame_idx, is_sound.all(axis=1))
         return good
+
+    def max_force_deviation(self) -> Floats:
+        """The largest `CommitteeResult.force_deviation` of each frame, (n_frames,), eV/Å; 0 without a committee."""
+        largest = np.zeros(len(self.energy))
+        if self.committee is not None:
+            np.maximum.at(largest, self.frame_idx, self.committee.force_deviation())
+        return largest

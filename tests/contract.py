@@ -1,7 +1,7 @@
-"""What every potential must do, whatever its descriptor: a test class inherits `PotentialContract` and gives a model.
+"""What every model must do: a test class inherits `EvaluationContract` or, for a potential, `PotentialContract`.
 
 class TestMine(PotentialContract):
-    def potential(self): return ready(Potential(config), self.frames())
+    def potential(self): return scaled(Potential(config), self.frames())
     def frames(self): ...
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from dpserver.engine import ForceModel
 from dpserver.errors import StructureError
 from dpserver.frames import Floats, ForceResult, Frames
 from dpserver.models import checkpoint
@@ -24,6 +25,7 @@ from tests.tolerances import DIFFERENCES, TOLERANCES, Tolerance
 STEP = 1e-5  # Å, and strain
 EXACT = TOLERANCES[torch.float64]
 ROUNDED = TOLERANCES[torch.float32]
+TABULATED = Tolerance(energy=1e-9, forces=5e-9, virial=5e-9)
 
 
 def scaled(potential: Potential, frames: Frames, force: float = 1.0) -> Potential:
@@ -50,8 +52,8 @@ def assert_close(
     assert np.all(np.abs(result.virial - virial) <= limit), (result.virial, virial)
 
 
-class PotentialContract:
-    """Inherited by the tests of every model.
+class EvaluationContract:
+    """Inherited by the tests of everything that evaluates.
 
     Attributes:
         answers_isolated: whether an atom without neighbours has an energy; otherwise it must be refused.
@@ -59,7 +61,7 @@ class PotentialContract:
 
     answers_isolated = True
 
-    def potential(self) -> Potential:
+    def potential(self) -> ForceModel:
         """A model in float64 with random weights, statistics that are not trivial, and forces of about 1 eV/Å."""
         raise NotImplementedError
 
@@ -91,16 +93,6 @@ class PotentialContract:
         np.testing.assert_array_equal(result.frame_idx, frames.frame_idx)
         sums = np.bincount(frames.frame_idx, weights=result.atom_energy)
         np.testing.assert_allclose(result.energy, sums, rtol=1e-13)
-
-    def test_each_atom_carries_the_bias_of_its_species(self) -> None:
-        potential, frames = self.potential(), self.frames()
-        before = potential.evaluate(frames)
-        bias = np.linspace(2.5, -1.0, len(potential.species))
-        potential.energy_bias += torch.from_numpy(bias)
-        after = potential.evaluate(frames)
-        shift = after.atom_energy - before.atom_energy
-        np.testing.assert_allclose(shift, bias[frames.types], rtol=0, atol=EXACT.energy)
-        np.testing.assert_array_equal(after.forces, before.forces)
 
     def test_same_numbers_twice(self) -> None:
         potential, frames = self.potential(), self.frames()
@@ -141,38 +133,6 @@ class PotentialContract:
             scale = np.abs(virial).max()
             assert scale > 0.05, "the virial is too small to test anything"
             np.testing.assert_allclose(virial, (down - up) / (2 * STEP), rtol=0, atol=DIFFERENCES * scale)
-
-    def test_loss_gradient_by_every_weight(self) -> None:
-        """Energies, forces and virials are differentiated once more in training."""
-        potential, generator = self.potential(), torch.Generator().manual_seed(12)
-        graph = potential.graph(self.frames())
-        reference = potential(graph)
-
-        def draw(like: torch.Tensor) -> torch.Tensor:
-            return torch.randn(like.shape, dtype=like.dtype, generator=generator)
-
-        targets = [t + draw(t) for t in (reference.energy, reference.forces, reference.virial)]
-
-        def loss() -> torch.Tensor:
-            p = potential(graph, is_training=True)
-            terms = zip((p.energy, p.forces, p.virial), targets, strict=True)
-            return torch.stack([((a - b) ** 2).mean() for a, b in terms]).sum()
-
-        names, weights = zip(*potential.named_parameters(), strict=True)
-        gradient = torch.autograd.grad(loss(), weights, allow_unused=True, materialize_grads=True)
-        scale = max(float(g.abs().max()) for g in gradient)
-        for name, weight, g in zip(names, weights, gradient, strict=True):
-            direction = draw(weight)
-            direction /= direction.norm()
-            values = []
-            for sign in (1, -1):
-                with torch.no_grad():
-                    weight += sign * STEP * direction
-                values.append(float(loss().detach()))
-                with torch.no_grad():
-                    weight -= sign * STEP * direction
-            numeric = (values[0] - values[1]) / (2 * STEP)
-            assert float((g * direction).sum()) == pytest.approx(numeric, rel=0, abs=DIFFERENCES * scale), name
 
     # --- symmetries ----------------------------------------------------------------------------------------------
 
@@ -251,6 +211,55 @@ class PotentialContract:
         with pytest.raises(StructureError, match=r"atoms (4 and 9|9 and 4) are .* apart"):
             self.potential().evaluate(Frames.single(positions, frame.types, frame.cell[0]))
 
+
+class PotentialContract(EvaluationContract):
+    """Inherited by the tests of every descriptor."""
+
+    def potential(self) -> Potential:
+        raise NotImplementedError
+
+    def test_each_atom_carries_the_bias_of_its_species(self) -> None:
+        potential, frames = self.potential(), self.frames()
+        before = potential.evaluate(frames)
+        bias = np.linspace(2.5, -1.0, len(potential.species))
+        potential.energy_bias += torch.from_numpy(bias)
+        after = potential.evaluate(frames)
+        shift = after.atom_energy - before.atom_energy
+        np.testing.assert_allclose(shift, bias[frames.types], rtol=0, atol=EXACT.energy)
+        np.testing.assert_array_equal(after.forces, before.forces)
+
+    def test_loss_gradient_by_every_weight(self) -> None:
+        """Energies, forces and virials are differentiated once more in training."""
+        potential, generator = self.potential(), torch.Generator().manual_seed(12)
+        graph = potential.graph(self.frames())
+        reference = potential(graph)
+
+        def draw(like: torch.Tensor) -> torch.Tensor:
+            return torch.randn(like.shape, dtype=like.dtype, generator=generator)
+
+        targets = [t + draw(t) for t in (reference.energy, reference.forces, reference.virial)]
+
+        def loss() -> torch.Tensor:
+            p = potential(graph, is_training=True)
+            terms = zip((p.energy, p.forces, p.virial), targets, strict=True)
+            return torch.stack([((a - b) ** 2).mean() for a, b in terms]).sum()
+
+        names, weights = zip(*potential.named_parameters(), strict=True)
+        gradient = torch.autograd.grad(loss(), weights, allow_unused=True, materialize_grads=True)
+        scale = max(float(g.abs().max()) for g in gradient)
+        for name, weight, g in zip(names, weights, gradient, strict=True):
+            direction = draw(weight)
+            direction /= direction.norm()
+            values = []
+            for sign in (1, -1):
+                with torch.no_grad():
+                    weight += sign * STEP * direction
+                values.append(float(loss().detach()))
+                with torch.no_grad():
+                    weight -= sign * STEP * direction
+            numeric = (values[0] - values[1]) / (2 * STEP)
+            assert float((g * direction).sum()) == pytest.approx(numeric, rel=0, abs=DIFFERENCES * scale), name
+
     # --- precision and file --------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("precision", ["mixed", "single"])
@@ -269,12 +278,14 @@ class PotentialContract:
         potential.template = ("O", "H", "H")
         potential.min_distance = np.array([[2.3, 0.9], [0.9, np.inf]])
         checkpoint.save(tmp_path / "w.pt", potential)
-        expected, loaded = potential.evaluate(frames), checkpoint.load(tmp_path / "w.pt", device="cpu")
+        expected, loaded = potential.reference(frames), checkpoint.load(tmp_path / "w.pt", device="cpu")
         assert (loaded.species, loaded.rcut) == (potential.species, potential.rcut)
         assert (loaded.template, loaded.precision) == (potential.template, "double")
         np.testing.assert_array_equal(loaded.min_distance, potential.min_distance)
-        result = loaded.evaluate(frames)
+        result = loaded.reference(frames)
         for name in ("energy", "forces", "virial", "atom_energy"):
             np.testing.assert_array_equal(getattr(result, name), getattr(expected, name))
+        fast = loaded.evaluate(frames)
+        assert_close(fast, expected.energy, expected.forces, expected.virial, TABULATED)
         single = checkpoint.load(tmp_path / "w.pt", device="cpu", precision="single").evaluate(frames)
         assert_close(single, expected.energy, expected.forces, expected.virial, ROUNDED)

@@ -17,6 +17,7 @@ from dpserver.frames import Frames  # noqa: E402
 from dpserver.models import checkpoint  # noqa: E402
 from dpserver.models.potential import Potential  # noqa: E402
 from tests import structures  # noqa: E402
+from tests.models.committees import committee  # noqa: E402
 from tests.models.test_se_e2_a import make  # noqa: E402
 
 STRAIN = 1e-5
@@ -125,3 +126,17 @@ def test_model_file(potential: Potential, tmp_path: Path) -> None:
     assert DPCalculator(path, precision="single").potential.precision == "single"
     with pytest.raises(ModelFileError, match="does not exist"):
         DPCalculator(tmp_path / "none.pt")
+
+
+def test_a_committee_answers_with_its_mean_and_keeps_what_the_members_say() -> None:
+    model, frames, atoms = committee(), structures.cubic(), to_atoms(structures.cubic())
+    atoms.calc = DPCalculator(model)
+    expected = model.evaluate(frames)
+    assert expected.committee is not None
+    assert atoms.calc.committee is None
+    np.testing.assert_array_equal(atoms.get_forces(), expected.forces)
+    np.testing.assert_array_equal(atoms.calc.committee.forces, expected.committee.forces)
+    assert set(atoms.calc.results) == {"energy", "free_energy", "energies", "forces", "stress"}
+    atoms.calc = DPCalculator(model.members[0])
+    atoms.get_forces()
+    assert atoms.calc.committee is None

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpserver.errors import StructureError
-from dpserver.frames import ForceResult, Frames
+from dpserver.frames import CommitteeResult, ForceResult, Frames
 from tests import structures
 
 
@@ -187,3 +187,53 @@ def test_is_finite_names_the_frame(name: str, index: Any, frame: int, value: flo
     assert whole.is_finite().all()
     getattr(whole, name)[index] = value
     np.testing.assert_array_equal(whole.is_finite(), np.arange(3) != frame)
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e-3, 1.0, 1e200])
+def test_whether_a_cell_is_singular_does_not_depend_on_its_size(size: float) -> None:
+    good, bad = np.diag([1.0, 2.0, 3.0]), np.array([[1.0, 0, 0], [0, 2.0, 0], [3.0, 4.0, 1e-9]])
+    frames = Frames.concatenate(Frames.single(np.zeros((1, 3)), [0], size * cell) for cell in (good, good))
+    frames.check(1)
+    with pytest.raises(StructureError, match="singular"):
+        replace(frames, cell=size * np.stack([good, bad])).check(1)
+
+
+# --- committees ------------------------------------------------------------------------------------------------------
+
+
+def with_committee(n_members: int = 3) -> ForceResult:
+    rng, whole = np.random.default_rng(2), result()
+    shapes = (whole.energy.shape, whole.forces.shape, whole.virial.shape)
+    members = CommitteeResult(*(rng.normal(size=(n_members, *shape)) for shape in shapes))
+    return replace(whole, committee=members)
+
+
+def test_members_go_with_their_frames() -> None:
+    whole = with_committee()
+    one, rest = whole[0], whole.part(slice(1, 3))
+    assert whole.committee is not None
+    assert one.committee is not None
+    assert rest.committee is not None
+    assert one.committee.n_members == 3
+    np.testing.assert_array_equal(one.committee.energy, whole.committee.energy[:, :1])
+    np.testing.assert_array_equal(one.committee.forces, whole.committee.forces[:, :2])
+    np.testing.assert_array_equal(one.committee.virial, whole.committee.virial[:, :1])
+    np.testing.assert_array_equal(rest.forces, whole.forces[2:])
+    np.testing.assert_array_equal(rest.frame_idx, [0, 1, 1, 1])
+    np.testing.assert_array_equal(rest.committee.forces, whole.committee.forces[:, 2:])
+    np.testing.assert_array_equal(rest[1].max_force_deviation(), whole.max_force_deviation()[2:])
+
+
+def test_force_deviation_is_that_of_model_devi() -> None:
+    """sqrt(⟨|F - ⟨F⟩|²⟩) of every atom, the largest of every frame, loop by loop."""
+    whole = with_committee()
+    members = whole.committee
+    assert members is not None
+    expected = np.zeros(3)
+    for atom, frame in enumerate(whole.frame_idx):
+        mean = sum(members.forces[m, atom] for m in range(3)) / 3
+        square = sum(np.linalg.norm(members.forces[m, atom] - mean) ** 2 for m in range(3)) / 3
+        np.testing.assert_allclose(members.force_deviation()[atom], np.sqrt(square), rtol=1e-14)
+        expected[frame] = max(expected[frame], np.sqrt(square))
+    np.testing.assert_allclose(whole.max_force_deviation(), expected, rtol=1e-14)
+    np.testing.assert_array_equal(result().max_force_deviation(), 0.0)

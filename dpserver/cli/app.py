@@ -10,9 +10,13 @@ import typer
 
 from dpserver import __version__
 from dpserver.cli import console
+from dpserver.cli.committee import committee
+from dpserver.cli.convert import export_model, import_model
 from dpserver.cli.demo import demo
 from dpserver.cli.info import info
+from dpserver.cli.mpi import whole_job
 from dpserver.cli.serve import serve
+from dpserver.cli.status import status
 from dpserver.cli.test import test
 from dpserver.cli.train import train
 from dpserver.errors import DPServerError
@@ -34,8 +38,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for _command in (serve, train, test, info, demo):
+for _command in (serve, status, train, committee, test, info, demo):
     app.command()(_command)
+app.command("import")(import_model)
+app.command("export")(export_model)
 
 _OWN_OPTIONS = ("-h", "--help", "--version", "--install-completion", "--show-completion")
 
@@ -67,8 +73,9 @@ def main() -> None:
     # Read by OpenMP when torch is loaded. By default its idle threads spin and take the cores from the MD code and all
     # else beside us: 8 boxes of 64 waters on two cores, shared with five other processes, took 5 s instead of 0.2 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        app(with_command(sys.argv[1:]), prog_name="dpserver")
-    except DPServerError as error:
-        console.show_error(error)
-        sys.exit(console.exit_code(error))
+    with whole_job(sys.argv[1:]):
+        try:
+            app(with_command(sys.argv[1:]), prog_name="dpserver")
+        except DPServerError as error:
+            console.show_error(error)
+            sys.exit(console.exit_code(error))

@@ -6,13 +6,18 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import combinations_with_replacement
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dpserver.cli import console
+
+if TYPE_CHECKING:
+    from dpserver.models.committee import Committee
+    from dpserver.models.potential import Potential
 
 
 def info(
@@ -21,11 +26,18 @@ def info(
 ) -> None:
     """Show what a model file holds: species, network, training, errors. A file that cannot be used is refused."""
     from dpserver.models import checkpoint
+    from dpserver.models.compilation import table_error
+    from dpserver.models.potential import Potential
 
     values = checkpoint.read(model)
-    checkpoint.restore(values, str(model))
-    described = describe(values)
-    described = {"file": str(model), "bytes": model.stat().st_size, **described}
+    restored = checkpoint.restore_all(values, str(model))
+    described = {"file": str(model), "bytes": model.stat().st_size, **describe(values)}
+    if "members" in described:
+        described |= describe_committee(restored, described["members"])
+    potentials = [restored] if isinstance(restored, Potential) else restored.members
+    for member, potential in zip(described.get("members", [described]), potentials, strict=True):
+        error = table_error(potential)
+        member["tables"] = None if error is None else asdict(error)
     if as_json:
         typer.echo(json.dumps(described, indent=2, allow_nan=False))
     else:
@@ -40,13 +52,26 @@ def describe(values: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         The same keys, tensors turned into nested lists, and numbers JSON has no name for into null; of `state` only
-        the shape of each tensor, and the sum of their elements beside it as `n_parameters`.
+        the shape of each tensor, and the sum of their elements beside it as `n_parameters`. The `members` of a
+        committee are described likewise.
     """
+    if "members" in values:
+        return {**values, "members": [describe(member) for member in values["members"]]}
     state = values["state"]
     described = {key: _plain(value) for key, value in values.items() if key != "state"}
     described["n_parameters"] = sum(tensor.numel() for tensor in state.values())
     described["state"] = {name: list(tensor.shape) for name, tensor in state.items()}
     return described
+
+
+def describe_committee(model: Potential | Committee, members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the members of a committee have in common, by the names it has for a single model."""
+    return {
+        "species": list(model.species),
+        "template": None if model.template is None else list(model.template),
+        "statistics": {"min_distance": _plain(model.min_distance)},
+        "n_parameters": sum(member["n_parameters"] for member in members),
+    }
 
 
 def _plain(value: Any) -> Any:
@@ -69,34 +94,54 @@ def _print_card(described: Mapping[str, Any]) -> None:
     card = Table(box=None, show_header=False, pad_edge=False)
     card.add_column(style="bold cyan", no_wrap=True)
     card.add_column(overflow="fold")
-    for name, text in _rows(described):
+    for name, text in _about(described):
         card.add_row(name, text)
-    card.add_row()
-    for name, text in _training(described["training"]):
-        card.add_row(name, text)
+    members = described.get("members", [described])
+    for part in (_network, _training):
+        for name, text in _together([list(part(member)) for member in members]):
+            card.add_row(name, text)
+        if part is _network:
+            card.add_row()
     title = f"[bold]{Path(described['file']).name}[/bold]"
     console.out.print(Panel(card, title=title, title_align="left", box=box.ROUNDED, expand=False))
 
 
-def _rows(described: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The lines of the card about the model itself."""
-    model = described["config"]["model"]
-    descriptor, fitting = model["descriptor"], model["fitting_net"]
+def _together(members: Sequence[Sequence[tuple[str, str]]]) -> Iterator[tuple[str, str]]:
+    """The rows of several members as one: a text that is the same for all once, else one line for each."""
+    for name in dict.fromkeys(name for rows in members for name, _ in rows):
+        texts = [dict(rows).get(name, "-") for rows in members]
+        is_same = len(set(texts)) == 1
+        yield name, texts[0] if is_same else "\n".join(f"{k + 1}: {text}" for k, text in enumerate(texts))
+
+
+def _about(described: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The lines of the card about the file and what it is good for."""
     yield "file", f"{described['file']}  ({described['bytes'] / 1e6:.2f} MB, format {described['version']})"
     yield "species", " ".join(described["species"])
     yield "trained on", _composition(described["template"])
     yield "closest (Å)", _distances(described["species"], described["statistics"]["min_distance"])
+    if "members" in described:
+        yield "committee", f"{len(described['members'])} members, {described['n_parameters']:,} parameters together"
+
+
+def _network(described: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The lines of the card about the network of one model."""
+    model = described["config"]["model"]
+    descriptor, fitting = model["descriptor"], model["fitting_net"]
     yield "descriptor", f"{descriptor['type']}, cutoff {descriptor['rcut']:g} Å"
-    if descriptor["type"] == "se_e2_a":
+    if "rcut_smth" in descriptor:
         yield "  switch", f"from {descriptor['rcut_smth']:g} Å"
         yield "  sel", _sizes(descriptor["sel"])
         yield "  embedding net", f"{_sizes(descriptor['neuron'])}, {descriptor['activation_function']}"
-        yield "  axis columns", str(descriptor["axis_neuron"])
+        if "axis_neuron" in descriptor:
+            yield "  axis columns", str(descriptor["axis_neuron"])
     else:
         yield "  full / radial", f"{_sizes(descriptor['sel_a'])} / {_sizes(descriptor['sel_r'])}"
     yield "fitting net", f"{_sizes(fitting['neuron'])}, {fitting['activation_function']}"
     yield "parameters", f"{described['n_parameters']:,}"
     yield "precision", str(described["config"]["precision"])
+    if (e := described.get("tables")) is not None:
+        yield "  its tables", f"deviate by {e['value']:.0e}, derivatives by {e['first']:.0e} and {e['second']:.0e}"
 
 
 def _sizes(value: Any) -> str:
@@ -105,14 +150,14 @@ def _sizes(value: Any) -> str:
 
 def _composition(template: Sequence[str] | None) -> str:
     if template is None:
-        return "structures of different composition or order of atoms"
+        return "no common order of atoms known"
     parts = ", ".join(f"{count} {symbol}" for symbol, count in Counter(template).items())
     return f"{len(template)} atoms per structure: {parts}"
 
 
-def _training(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _training(described: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """One line per entry; those of a nested entry stand side by side."""
-    for key, value in values.items():
+    for key, value in described["training"].items():
         if isinstance(value, Mapping):
             yield key, ", ".join(f"{name} {_text(item)}" for name, item in value.items() if item is not None)
         elif isinstance(value, list):
@@ -129,5 +174,5 @@ def _distances(species: Sequence[str], distances: Sequence[Sequence[float | None
     """The upper triangle of the table, as `O-O 2.380, O-H 0.860`."""
     pairs = combinations_with_replacement(range(len(species)), 2)
     return ", ".join(
-        f"{species[a]}-{species[b]} {'never met' if (d := distances[a][b]) is None else f'{d:.3f}'}" for a, b in pairs
+        f"{species[a]}-{species[b]} {'unknown' if (d := distances[a][b]) is None else f'{d:.3f}'}" for a, b in pairs
     )

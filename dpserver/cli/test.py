@@ -20,6 +20,7 @@ _ROWS: Final = (
     ("energy", "energy", "meV", 1e3),
     ("energy_per_atom", "energy per atom", "meV/atom", 1e3),
     ("force", "force", "meV/Å", 1e3),
+    ("force_members", "  members", "meV/Å", 1e3),
     ("virial", "virial", "meV", 1e3),
     ("virial_per_atom", "virial per atom", "meV/atom", 1e3),
 )
@@ -47,8 +48,20 @@ def test(
         Literal["double", "mixed", "single"] | None,
         typer.Option(help="Precision.", envvar="DPSERVER_PRECISION", show_default="that of the training"),
     ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            help="Threads that compute on the CPU.",
+            metavar="N",
+            envvar="DPSERVER_THREADS",
+            show_default="one for each core",
+        ),
+    ] = None,
 ) -> None:
-    """Print the errors of a model on reference data: energy, force and virial, MAE and RMSE."""
+    """Print the errors of a model on reference data: energy, force and virial, MAE and RMSE.
+
+    For a committee they are those of its mean; below the force, how far the members' forces lie from their mean.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from dpserver.models import checkpoint
@@ -57,7 +70,7 @@ def test(
 
     if plot is not None:
         figure.check_format(plot)
-    potential = checkpoint.load(model, device=device, precision=precision)
+    potential = checkpoint.load(model, device=device, precision=precision, threads=threads)
     systems = datasets.read_systems(data, potential.species)
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"), TimeRemainingColumn())
     with Progress(*columns, console=console.err, transient=True) as progress:

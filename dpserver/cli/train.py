@@ -29,6 +29,12 @@ def train(
         Path | None,
         typer.Option(help="Continue from this checkpoint, or the newest of this prefix.", metavar="model.ckpt[-N.pt]"),
     ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Seed of weights and batches, instead of that of the input.", show_default="training.seed"
+        ),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads.", envvar="DPSERVER_THREADS", show_default="all cores")
     ] = None,
@@ -43,6 +49,10 @@ def train(
     from dpserver.train.loop import Trainer
 
     config = load_input(input_file)
+    if seed is not None:
+        if restart is not None:
+            raise ConfigError("--seed and --restart exclude each other: a checkpoint continues with its own seed")
+        config = config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
     _check_output(output)
     if threads is not None:
         torch.set_num_threads(threads)

@@ -1,7 +1,8 @@
 """Joins the parts: one thread talks to every peer and answers STATUS at once, one thread computes.
 
 The talking thread owns the links, the scheduler and the selector, and never waits for anything else; that is why none
-of them needs a lock. A batch goes to the compute thread and comes back through a pipe that wakes the selector.
+of them needs a lock. A batch goes to the compute thread and comes back through a pipe that wakes the selector, unless
+it is over sooner than that.
 """
 
 from __future__ import annotations

@@ -210,6 +210,9 @@ class StructureFile:
             except OSError as error:
                 logger.error("cannot write %s: %s; no more structures are kept", self._path, error.strerror)
                 has_failed = True
+            except Exception:  # a bug; a thread that is gone would let `close` wait for ever
+                logger.exception("%s: internal error; no more structures are kept", self._path)
+                has_failed = True
 
     def _encode(self, deviant: Deviant) -> bytes:
         """One structure as extended XYZ."""

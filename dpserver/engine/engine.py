@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -12,9 +13,11 @@ from dpserver.engine.deviations import DeviationWatch
 from dpserver.engine.extras import committee_extras
 from dpserver.engine.runner import ForceModel, Runner
 from dpserver.engine.species import Assigner
-from dpserver.errors import DPServerError
+from dpserver.errors import DPServerError, StructureError
 from dpserver.frames import ForceResult, Frames
 from dpserver.ipi import Forces, Structures
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +83,9 @@ class Engine:
                 parts[k] = request.assigner.frames(without_padding(request.structures))
             except DPServerError as error:
                 answers[k] = error
+            except Exception as error:  # a bug of ours must not cost the others their answers
+                logger.exception("the species of a request could not be found")
+                answers[k] = StructureError(f"internal error: {error!r}")
         outcomes = dict(zip(parts, self._runner.run(list(parts.values())), strict=True))
         for k, outcome in outcomes.items():
             answers[k] = outcome if isinstance(outcome, DPServerError) else to_forces(outcome, requests[k])

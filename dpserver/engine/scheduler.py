@@ -170,13 +170,6 @@ class Scheduler(Generic[W]):
         self._n_frames += work.n_frames
         self._n_atoms += work.n_atoms
 
-    def cancel(self, work: W) -> None:
-        """Forget a request; one that was taken already is not found, and that is fine."""
-        if work in self._waiting:
-            member = self._peers[work.peer]
-            member.waiting.discard(work)
-            self._forget(work, member.group)
-
     def delay(self) -> float | None:
         """Seconds until `take` has something to give; None while nothing is waiting."""
         if not self._waiting:

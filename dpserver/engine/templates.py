@@ -20,16 +20,23 @@ def read_symbols(path: Path) -> tuple[str, ...]:
     Raises:
         ConfigError: the file is missing or cannot be read.
     """
+    try:
+        _check_file(path)
+        symbols = _read_xyz(path) if path.suffix.lower() in {".xyz", ".extxyz"} else _read_by_ase(path)
+    except OSError as error:  # no permission, a name that is too long, a disk that fails
+        raise ConfigError(f"template {str(path)!r} cannot be read: {error.strerror}") from None
+    if not symbols:
+        raise ConfigError(f"template {str(path)!r} holds no atoms")
+    return symbols
+
+
+def _check_file(path: Path) -> None:
     if not path.is_file():
         raise ConfigError(f"template {str(path)!r} is no file (seen from {Path.cwd()}); give the path of a structure")
     if not path.stat().st_size:
         raise ConfigError(f"template {str(path)!r} is empty; give a file of one structure")
     if path.stat().st_size > _LARGEST_FILE:
         raise ConfigError(f"template {str(path)!r} is larger than {_LARGEST_FILE} bytes; give a file of one structure")
-    symbols = _read_xyz(path) if path.suffix.lower() in {".xyz", ".extxyz"} else _read_by_ase(path)
-    if not symbols:
-        raise ConfigError(f"template {str(path)!r} holds no atoms")
-    return symbols
 
 
 def _read_xyz(path: Path) -> tuple[str, ...]:

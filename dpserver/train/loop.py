@@ -63,7 +63,7 @@ class Trainer:
         self.config = config
         self.folder = folder
         self.step = 0
-        resumed = None if restart is None else checkpoint.read(restart)
+        resumed = None if restart is None else _read_checkpoint(restart)
         device = checkpoint.choose_device(config.options.device)
         training, validation = config.training.training_data, config.training.validation_data
         self.systems = self._read(training.systems)
@@ -215,8 +215,6 @@ class Trainer:
 
     def _resume(self, values: Mapping[str, Any], name: str) -> None:
         """Take over the state of a checkpoint."""
-        if "resume" not in values:
-            raise ModelFileError(f"{name} is a finished model; restart needs a checkpoint, a file like model.ckpt-N.pt")
         asked, found = (dict(c.model_dump(mode="json")) for c in (self.config.model, self.potential.config))
         if str(asked["descriptor"].get("sel")).startswith("auto"):
             asked["descriptor"] = {**asked["descriptor"], "sel": found["descriptor"]["sel"]}
@@ -242,6 +240,14 @@ def checkpoints(prefix: Path) -> list[Path]:
     """Checkpoints `prefix-STEP.pt` in order of their steps."""
     steps = {p: p.name[len(prefix.name) + 1 : -len(".pt")] for p in prefix.parent.glob(f"{prefix.name}-*.pt")}
     return sorted((p for p, step in steps.items() if step.isdecimal()), key=lambda p: int(steps[p]))
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    """The dict of a checkpoint; a finished model or a committee lacks what a training needs to continue."""
+    values = checkpoint.read(path)
+    if "resume" not in values:
+        raise ModelFileError(f"{path} is a finished model; restart needs a checkpoint, a file like model.ckpt-N.pt")
+    return values
 
 
 def _make_optimizer(name: str, weights: Iterable[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:

@@ -24,8 +24,10 @@ UNITS: Final = {
     "force": "eV/Å",
     "virial": "eV",
     "virial_per_atom": "eV/atom",
+    "force_members": "eV/Å",
 }
-"""The quantities compared, and their units; force and virial are compared component by component."""
+"""The quantities compared, and their units; force and virial are compared component by component. `force_members` is
+how far the forces of a committee's members lie from their mean, to be held against the error of the mean."""
 
 BATCH_ATOMS: Final = 1024
 """Atoms that one evaluation takes where no batch size is given."""
@@ -84,12 +86,14 @@ class Comparison:
         energy: predicted, (n_frames,), eV.
         forces: predicted, (n_atoms, 3), eV/Å.
         virial: predicted, (n_frames, 3, 3), eV.
+        member_forces: predicted by each member of a committee, (n_members, n_atoms, 3), eV/Å; None without one.
     """
 
     reference: LabelledFrames
     energy: Floats
     forces: Floats
     virial: Floats
+    member_forces: Floats | None = None
 
     @cached_property
     def pairs(self) -> dict[str, tuple[Floats, Floats]]:
@@ -110,7 +114,10 @@ class Comparison:
     @cached_property
     def errors(self) -> dict[str, ErrorMeasure]:
         """Errors by the names of `UNITS`."""
-        return {name: ErrorMeasure.of(predicted - ref) for name, (ref, predicted) in self.pairs.items()}
+        found = {name: ErrorMeasure.of(predicted - ref) for name, (ref, predicted) in self.pairs.items()}
+        if self.member_forces is not None:
+            found["force_members"] = ErrorMeasure.of(self.member_forces - self.forces)
+        return found
 
 
 def compare(
@@ -138,11 +145,13 @@ def compare(
             raise StructureError(f"{reference.name}, frames {idx[0]} to {idx[-1]}: {error}") from None
         if on_batch is not None:
             on_batch(len(idx))
+    members = [r.committee.forces for r in results if r.committee is not None]
     return Comparison(
         reference,
         np.concatenate([r.energy for r in results]),
         np.concatenate([r.forces for r in results]),
         np.concatenate([r.virial for r in results]),
+        np.concatenate(members, axis=1) if members else None,
     )
 
 

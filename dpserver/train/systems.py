@@ -12,7 +12,7 @@ from torch import Tensor
 from dpserver import neighbors
 from dpserver.errors import DataError, StructureError
 from dpserver.frames import Floats, Frames, Ints
-from dpserver.models.config import ModelConfig
+from dpserver.models.config import ModelConfig, SmoothConfig
 from dpserver.models.graph import Graph
 from dpserver.models.potential import Potential
 from dpserver.neighbors import Edges
@@ -111,7 +111,7 @@ def initial_potential(
     n_species = len(config.type_map)
     lists = ((s.data.subset([k]).frames, s.edges(k)) for s in systems for k in range(s.data.n_frames))
     neighbours = NeighbourStatistics.collect(lists, n_species)
-    if config.descriptor.type == "se_e2_a":
+    if isinstance(config.descriptor, SmoothConfig):
         sel = choose_sel(config.descriptor.sel, neighbours.max_count)
         config = config.model_copy(update={"descriptor": config.descriptor.model_copy(update={"sel": sel})})
     potential = Potential(config, seed=seed, precision=precision)

@@ -36,7 +36,7 @@ __DRIVER_CLASS__ = "DeepPotential"
 
 Floats = NDArray[np.float64]
 Answer = tuple[float, Floats, Floats, str]
-"""Energy, forces (n_atoms, 3), virial (3, 3), all in atomic units, and an extra string."""
+"""Energy, forces (n_atoms, 3), virial (3, 3), all in atomic units, and what a committee has to add, as JSON."""
 
 _OPTIONS = ("model", "template", "species", "device", "precision")
 _IPI_OPTIONS = ("verbose", "verbosity")
@@ -109,11 +109,12 @@ class DeepPotential(Dummy_driver):  # type: ignore[misc]
 
     def _evaluate(self, cells: list[Floats], positions: list[Floats]) -> list[Answer]:
         structures = Structures(np.array(positions) * BOHR, np.array(cells).transpose(0, 2, 1) * BOHR)
-        (forces,) = self._engine.answer([Request(structures, self._assigner)])
+        (forces,) = self._engine.answer([Request(structures, self._assigner, has_extras=True)])
         if isinstance(forces, DPServerError):
             raise forces
         in_atomic_units = (forces.energy / HARTREE, forces.forces / HARTREE_PER_BOHR, forces.virial / HARTREE)
-        return [(float(e), f, v, "") for e, f, v in zip(*in_atomic_units, strict=True)]
+        extras = [extra.decode() for extra in forces.extras] or [""] * structures.n_frames
+        return [(float(e), f, v, x) for e, f, v, x in zip(*in_atomic_units, extras, strict=True)]
 
 
 def _check_names(names: Iterable[str]) -> None:

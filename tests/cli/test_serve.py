@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,9 @@ from dpserver.frames import Frames
 from dpserver.models import checkpoint
 from dpserver.models.config import ModelConfig, parse
 from dpserver.models.potential import Potential
-from dpserver.transport import InetEndpoint, UnixEndpoint
+from dpserver.transport import InetEndpoint, ShmEndpoint, UnixEndpoint
 from tests import structures
+from tests.models import committees
 from tests.peer import EXIT, GETFORCE, NEEDINIT, PATIENCE, Line, Peer, posdata
 
 CONFIG = {
@@ -41,15 +41,6 @@ def model(tmp_path_factory) -> Path:
     potential.template = ("O", "H", "H")
     checkpoint.save(path, potential)
     return path
-
-
-@pytest.fixture(autouse=True)
-def _own_logging() -> Iterator[None]:
-    """Serving sets the package's log up; the next test is to find it as it was."""
-    logger = logging.getLogger("dpserver")
-    before = logger.handlers[:], logger.level, logger.propagate
-    yield
-    logger.handlers[:], logger.level, logger.propagate = before
 
 
 def run(monkeypatch, *arguments: object) -> int:
@@ -86,17 +77,21 @@ LOCAL = InetEndpoint("localhost", 31415)
         ({"unix": "water"}, [UnixEndpoint("/tmp/ipi_water")]),
         ({"is_unix": True, "host": "water", "port": 4000}, [UnixEndpoint("/tmp/ipi_water")]),
         ({"is_unix": True}, [UnixEndpoint("/tmp/ipi_localhost")]),
+        ({"is_shm": True, "host": "water"}, [ShmEndpoint("/tmp/ipi_water")]),
+        ({"is_shm": True, "is_unix": True, "host": "water", "port": 4000}, [ShmEndpoint("/tmp/ipi_water")]),
+        ({"connect": ["shm:water"]}, [ShmEndpoint("/tmp/ipi_water")]),
         ({"unix": "water", "prefix": "/run/md_"}, [UnixEndpoint("/run/md_water")]),
         ({"connect": ["unix:a", "inet:h:1"]}, [UnixEndpoint("/tmp/ipi_a"), InetEndpoint("h", 1)]),
         ({"connect": ["unix:a"], "port": 31415}, [UnixEndpoint("/tmp/ipi_a"), LOCAL]),
     ],
 )
 def test_every_way_to_name_an_endpoint(given, endpoints):
-    options = {"port": None, "host": None, "unix": None, "is_unix": False, "prefix": "/tmp/ipi_", "connect": []}
+    options = {"port": None, "host": None, "unix": None, "is_unix": False, "is_shm": False, "connect": []}
+    options["prefix"] = "/tmp/ipi_"
     assert serve._endpoints(**{**options, **given}) == [(endpoint, None) for endpoint in endpoints]
 
 
-@pytest.mark.parametrize(("text", "count"), [("auto", 1), ("1", 1), ("32", 32)])
+@pytest.mark.parametrize(("text", "count"), [("auto", None), ("1", 1), ("32", 32)])
 def test_connections(text, count):
     assert serve._connections(text) == count
 
@@ -112,7 +107,8 @@ def test_connections_out_of_bounds(text):
     [
         (["--port", "0"], "port 0 is out of range"),
         (["--connect", "http://x"], "of no known kind"),
-        (["--connect", "shm:x"], "not supported yet"),
+        (["--connect", "shm:"], "a shm endpoint needs a name"),
+        (["--extras", "some"], "--extras must be auto, on, off; got 'some'"),
         (["--unix", "x", "--connect", "unix:x"], "endpoint unix:/tmp/ipi_x is named twice"),
         (["--host", "no.such.host.invalid"], "has no address"),
         (["--template", "nowhere.xyz"], "'nowhere.xyz' is no file"),
@@ -121,6 +117,11 @@ def test_connections_out_of_bounds(text):
         (["--species", "O H Xx"], "species 'Xx' (atom 2 of --species (O H Xx)) is unknown to the model"),
         (["--timeout", "0"], "--timeout must be positive seconds, got 0"),
         (["--connections", "0"], "--connections must be auto or a number"),
+        (["--save-deviating", "x.xyz"], "--save-deviating needs --warn-deviation"),
+        (["--warn-deviation", "0.1"], "--warn-deviation needs a committee, and this model file holds a single model"),
+        (["--report", "0.5"], "--report must be at least 1 second, or 0 for no such lines; got 0.5"),
+        (["--metrics", "9100"], "--metrics '9100' is no address; expected HOST:PORT, [IPv6]:PORT or :PORT"),
+        (["--control", "/no/such/place"], "there can be no control socket '/no/such/place'"),
         (["--log-level", "loud"], "log level 'loud' is unknown; expected one of debug, info, warning, error"),
         (["--precision", "half"], "precision"),
     ],
@@ -168,11 +169,67 @@ def test_a_peer_is_served_once(model, monkeypatch, capsys):
     assert "left: said EXIT; served 1 evaluation, mean" in log
 
 
+def test_a_busy_metrics_port_exits_2_before_the_model_is_loaded(monkeypatch, capsys):
+    with Peer(0) as other:
+        assert run(monkeypatch, "--model", "none.pt", "--metrics", f"127.0.0.1:{other.address}") == 2
+    assert f"error: --metrics cannot listen on port {other.address} of 127.0.0.1" in capsys.readouterr().err
+
+
+def test_a_real_daemon_is_seen_by_status_and_leaves_no_socket(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with Peer() as peer:
+        command = [sys.executable, "-m", "dpserver", "--model", str(model), "--unix", str(peer.address)]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        try:
+            peer.listener.settimeout(60)
+            with peer.accept() as line:
+                line.handshake()
+                check(line, model)
+                assert run(monkeypatch, "status", "--json", "--pid", process.pid) == 0
+                (snapshot,) = json.loads(capsys.readouterr().out)
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(60) == 0
+        finally:
+            process.kill()
+            process.wait()
+    assert (snapshot["pid"], snapshot["phase"], snapshot["device"]) == (process.pid, "serving", "cpu")
+    assert snapshot["totals"]["frames"] == 1
+    assert snapshot["memory_bytes"] > 10_000_000
+    assert list((tmp_path / "dpserver").iterdir()) == []
+
+
+def test_a_committee_tells_where_it_disagrees(monkeypatch, capsys, tmp_path):
+    files = [tmp_path / "1.pt", tmp_path / "2.pt"]
+    for seed, file in enumerate(files):
+        checkpoint.save(file, committees.member(seed))
+    checkpoint.write(tmp_path / "w.pt", checkpoint.join(files))
+    kept = tmp_path / "kept.xyz"
+    with Peer() as peer:
+
+        def play() -> None:
+            with peer.accept() as line:
+                line.handshake()
+                check(line, tmp_path / "w.pt")
+                line.send(EXIT)
+                line.is_closed()
+
+        thread = in_background(play)
+        options = ("--species", "O H H", "--warn-deviation", "1e-3", "--save-deviating", kept, "--once")
+        assert run(monkeypatch, "--model", tmp_path / "w.pt", "--unix", peer.address, *options) == 0
+        thread.join(PATIENCE)
+    log = capsys.readouterr().err
+    assert "w.pt: knows O, H, cutoff 4 Å, committee of 2" in log
+    assert "1 of 1 structures deviate by more than 0.001 eV/Å; most of all one of unix:" in log
+    assert f"{kept}: structures kept: 1" in log
+    assert kept.read_text().startswith(f"{FRAME.n_atoms}\n")
+
+
 def test_every_option_can_come_from_the_environment(model, monkeypatch, capsys):
     with Peer() as a, Peer() as b:
         settings = {
             "MODEL": model, "CONNECT": f"{a.endpoint} {b.endpoint}", "ONCE": "1", "SPECIES": "H O H", "LOG_JSON": "1",
             "CONNECTIONS": "1", "DEVICE": "cpu", "PRECISION": "double", "TIMEOUT": "20", "LOG_LEVEL": "debug",
+            "REPORT": "5", "METRICS": "127.0.0.1:0", "CONTROL": "off",
         }  # fmt: skip
         for name, value in settings.items():
             monkeypatch.setenv(f"DPSERVER_{name}", str(value))
@@ -190,6 +247,7 @@ def test_every_option_can_come_from_the_environment(model, monkeypatch, capsys):
         thread.join(PATIENCE)
     entries = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert {"time", "level", "logger", "message"} == set(entries[0])
+    assert any(entry["message"].startswith("metrics on port ") for entry in entries)
     assert any("from --species (H O H)" in entry["message"] for entry in entries)
 
 

@@ -17,6 +17,7 @@ from dpserver.models import checkpoint
 from dpserver.models.config import ModelConfig, parse
 from dpserver.models.potential import Potential
 from tests import structures
+from tests.models import committees
 
 app = typer.Typer()
 app.command()(command.test)
@@ -77,6 +78,18 @@ def test_table(folder: Path) -> None:
         assert expected in text
     rows = [line.split() for line in text.splitlines() if line.startswith("energy per atom")]
     assert [float(w) for w in rows[1][3:5]] == pytest.approx([1.0, 1.0], abs=1e-3)
+
+
+def test_a_committee_shows_how_far_its_members_lie_apart(folder: Path, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        checkpoint.save(tmp_path / f"{seed}.pt", committees.member(seed))
+    checkpoint.write(tmp_path / "w.pt", checkpoint.join([tmp_path / "1.pt", tmp_path / "2.pt"]))
+    (row,) = [line.split() for line in run(tmp_path / "w.pt", folder / "a").splitlines() if "members" in line]
+    frames = Frames.concatenate(structures.cubic(seed=k) for k in range(3))
+    first, second = (committees.member(seed).evaluate(frames).forces for seed in (1, 2))
+    spread = 1e3 * np.abs(first - second) / 2  # of two members both lie as far from their mean, meV/Å
+    assert [float(word) for word in row[1:3]] == pytest.approx([spread.mean(), np.sqrt((spread**2).mean())], rel=1e-3)
+    assert "members" not in run(folder / "w.pt", folder / "a")
 
 
 @pytest.mark.parametrize("options", [["--batch", "1"], ["--device", "cpu"], ["--precision", "double"]])

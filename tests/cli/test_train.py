@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dpserver.models import checkpoint as models
 from dpserver.train import curve
 from tests.train import teacher
 
@@ -30,6 +31,18 @@ def test_training_leaves_a_model_checkpoints_and_a_curve(tmp_path):
     assert curve.read(tmp_path / "lcurve.out")["step"].tolist() == [1, 10, 20, 30]
     assert (tmp_path / "lcurve.png").stat().st_size > 1000
     assert list((tmp_path / "log").glob("events.*"))
+
+
+def test_the_seed_can_be_given_beside_the_input(tmp_path):
+    teacher.write_input(tmp_path, numb_steps=2, seed=3)
+    command(tmp_path, "input.json", "-o", "3.pt")
+    command(tmp_path, "input.json", "-o", "4.pt", "--seed", "4")
+    command(tmp_path, "input.json", "-o", "again.pt", "--seed", "3")
+    files = {name: models.read(tmp_path / f"{name}.pt") for name in ("3", "4", "again")}
+    assert [values["training"]["seed"] for values in files.values()] == [3, 4, 3]
+    weight = {name: values["state"]["fitting.0.0.weight"] for name, values in files.items()}
+    assert weight["3"].equal(weight["again"])
+    assert not weight["3"].equal(weight["4"])
 
 
 def test_ctrl_c_saves_and_restart_finishes(tmp_path):
@@ -74,6 +87,7 @@ def test_ctrl_c_after_the_last_step_does_not_lose_the_model(tmp_path):
         (["none.json"], 2, "cannot read the training input none.json"),
         (["input.json", "--restart", "gone.ckpt"], 2, "--restart gone.ckpt: found neither"),
         (["input.json", "--output", "no/such/w.pt"], 2, "--output no/such/w.pt: expected a file name"),
+        (["input.json", "--seed", "4", "--restart", "x"], 2, "--seed and --restart exclude each other"),
         (["input.json", "--restart", "input.json"], 3, "input.json is not a dpserver model file"),
     ],
 )

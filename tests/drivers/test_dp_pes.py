@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from dpserver.models import checkpoint
 from dpserver.models.potential import Potential
 from dpserver.units import BOHR, HARTREE
 from tests import structures
+from tests.models import committees
 from tests.models.test_se_e2_a import make
 
 PES = Path(__file__).resolve().parents[2] / "drivers" / "ipi" / "dp_pes.py"
@@ -90,6 +92,21 @@ def test_batch_is_one_evaluation(model: Path, monkeypatch: pytest.MonkeyPatch) -
         assert answer[0] == pytest.approx(alone[0], rel=1e-12)
         np.testing.assert_allclose(answer[1], alone[1], rtol=0, atol=1e-12)
         np.testing.assert_allclose(answer[2], alone[2], rtol=0, atol=1e-12)
+
+
+def test_a_committee_adds_what_its_members_say(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "1.pt", committees.member(1))
+    checkpoint.save(tmp_path / "2.pt", committees.member(2))
+    checkpoint.write(tmp_path / "w.pt", checkpoint.join([tmp_path / "1.pt", tmp_path / "2.pt"]))
+    cell, x = on_the_wire(structures.cubic())
+    answers = driver(f"model={tmp_path / 'w.pt'}, species=O H H")([cell, cell], [x, x])
+    energies = [
+        member.evaluate(structures.cubic()).energy[0] / HARTREE for member in checkpoint.load(tmp_path / "w.pt").members
+    ]
+    for energy, _, _, extra in answers:
+        found = json.loads(extra)
+        np.testing.assert_allclose(found["committee_pot"], energies, rtol=1e-12)
+        assert energy == pytest.approx(np.mean(found["committee_pot"]), rel=1e-12)
 
 
 def test_template_gives_the_order(model: Path, tmp_path: Path) -> None:

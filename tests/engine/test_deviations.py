@@ -171,6 +171,16 @@ def test_a_disk_that_fails_costs_the_file_and_nothing_else(tmp_path, caplog, mon
     assert sum(f"cannot write {file}: Is a directory" in line for line in caplog.messages) == 1
 
 
+def test_a_bug_costs_the_file_and_nothing_else(tmp_path, caplog, monkeypatch):
+    store = StructureFile(tmp_path / "deviating.xyz", SPECIES)
+    monkeypatch.setattr(store, "_encode", lambda deviant: 1 // 0)
+    start = structures.cubic()
+    with DeviationWatch(1e-9, SPECIES, store) as watch:
+        for k in range(deviations._WAITING + 10):
+            watch.see(seen(structures.moved(start, np.full((24, 3), float(k)))))
+    assert sum("internal error; no more structures are kept" in line for line in caplog.messages) == 1
+
+
 def test_a_slow_disk_is_not_waited_for(tmp_path):
     store = StructureFile(tmp_path / "deviating.xyz", SPECIES)
     watch = DeviationWatch(1e-9, SPECIES, store)

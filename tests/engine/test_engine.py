@@ -53,6 +53,17 @@ def test_a_refused_request_costs_the_others_nothing():
     assert model.batches == [1]
 
 
+def test_a_bug_in_one_request_costs_the_others_nothing(monkeypatch, caplog):
+    model = PairModel()
+    good, broken = request(model, structures.cubic()), request(model, structures.cubic(5))
+    monkeypatch.setattr(broken.assigner, "frames", lambda structures: 1 // 0)
+    answers = Engine(model).answer([broken, good])
+    assert isinstance(answers[0], StructureError)
+    assert "internal error: ZeroDivisionError" in str(answers[0])
+    check(answers[1], structures.cubic())
+    assert "the species of a request could not be found" in caplog.text
+
+
 def test_copies_that_fill_a_batch_up_are_answered_and_not_computed():
     model = PairModel()
     a, b = structures.cubic(1), structures.cubic(2)

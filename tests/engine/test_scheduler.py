@@ -303,18 +303,6 @@ def test_what_a_peer_that_has_gone_asked_for_is_forgotten(clock):
     scheduler.done([stays], 1.0)
 
 
-def test_a_request_is_cancelled(clock):
-    scheduler = make(clock, 2)
-    first, second = Job(peer=0), Job(peer=1)
-    scheduler.add(first)
-    scheduler.add(second)
-    scheduler.cancel(first)
-    scheduler.cancel(first)
-    assert scheduler.take() == [second]
-    scheduler.cancel(second)
-    assert scheduler.delay() is None
-
-
 # --- shares ------------------------------------------------------------------------------------------------------
 
 
@@ -378,7 +366,7 @@ PEERS = [("a", 0), ("a", 1), ("b", 0), ("c", 0), ("c", 1), ("c", 2)]  # group an
 @given(
     arrivals=st.lists(st.tuples(st.sampled_from(PEERS), SIZES), max_size=40),
     budget=st.builds(Budget, st.integers(1, 20), st.integers(1, 300)),
-    turns=st.lists(st.sampled_from(["add", "add", "take", "wait", "leave", "cancel"]), max_size=80),
+    turns=st.lists(st.sampled_from(["add", "add", "take", "wait", "leave"]), max_size=80),
 )
 def test_nothing_is_lost_doubled_or_overtaken(arrivals, budget, turns):
     clock = Clock()
@@ -398,8 +386,6 @@ def test_nothing_is_lost_doubled_or_overtaken(arrivals, budget, turns):
             scheduler.leave(peer)
             waiting = [job for job in waiting if job.peer != peer]
             scheduler.join(peer, peer[0])
-        elif turn == "cancel" and waiting:
-            scheduler.cancel(waiting.pop())
         elif turn == "take":
             batch = scheduler.take()
             if len(batch) > 1:

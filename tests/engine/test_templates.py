@@ -73,3 +73,18 @@ def test_other_formats_without_ase_say_how_to_get_it(tmp_path, monkeypatch):
     (tmp_path / "w.pdb").write_text("ATOM")
     with pytest.raises(ConfigError, match=r"pip install 'dpserver\[ase\]'"):
         read_symbols(tmp_path / "w.pdb")
+
+
+def test_a_path_that_the_system_refuses_is_no_bug_of_ours(tmp_path, monkeypatch):
+    """The peer chooses the path: whatever is wrong with it is told to that peer alone."""
+    with pytest.raises(ConfigError, match="template 'x.*' (cannot be read: File name too long|is no file)"):
+        read_symbols(Path("x" * 300))
+    path = tmp_path / "w.xyz"
+    path.write_text(PLAIN)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ConfigError, match=r"w\.xyz' cannot be read: Permission denied"):
+        read_symbols(path)

@@ -20,7 +20,7 @@ from scipy.linalg import solve_continuous_lyapunov
 
 from dpserver.ase import DPCalculator
 from dpserver.demo.trajectory import read_properties
-from dpserver.units import BOLTZMANN, HARTREE
+from dpserver.units import BOHR, BOLTZMANN, HARTREE
 
 ROOT = Path(__file__).resolve().parents[2]
 WATER = ROOT / "examples" / "water"
@@ -145,6 +145,17 @@ def _matrices(text: str, name: str) -> np.ndarray:
     return np.array(found[3].split(","), dtype=float).reshape(int(found[1]), int(found[2]), -1)
 
 
+def test_shared_memory(tmp_path: Path) -> None:
+    check(run_ipi("ipi-shm", tmp_path, 6), drift=3.0)
+
+
+@pytest.mark.skipif(not Path(sys.executable).with_name("mpirun").is_file(), reason="no MPI; pip install mpich")
+def test_mpi(tmp_path: Path) -> None:
+    folder = run("ipi-ffmpi", tmp_path, {"<total_steps>[^<]*<": "<total_steps> 6 <"})
+    check(read_properties(folder / "simulation.out"), drift=3.0)
+    assert "left: said EXIT; served 56 evaluations" in (folder / "dpserver.log").read_text(encoding="utf-8")
+
+
 def test_piglet(tmp_path: Path) -> None:
     check(run_ipi("ipi-piglet", tmp_path, 6), drift=5.0, temperature=(150.0, 800.0))
 
@@ -155,6 +166,29 @@ def test_multiple_time_steps(tmp_path: Path) -> None:
 
 def test_ring_polymer_contraction(tmp_path: Path) -> None:
     check(run_ipi("ipi-rpc", tmp_path, 6), drift=3.0)
+
+
+def test_committee(tmp_path: Path) -> None:
+    replacements = {
+        "water_": f"water_{uuid4().hex[:8]}_",
+        "<total_steps>[^<]*<": "<total_steps> 6 <",
+        "--warn-deviation 0.2": "--warn-deviation 0.02",
+    }
+    folder = run("ipi-committee", tmp_path, replacements)
+    table = read_properties(folder / "simulation.out")
+    members, deviation = (np.loadtxt(folder / f"simulation.{name}_0") for name in ("pot", "deviation"))
+    assert members.shape == (7, 4)
+    np.testing.assert_allclose(members.mean(axis=1), table["potential"], rtol=1e-6)
+    atoms = ase.io.read(WATER / "water.xyz")
+    atoms.calc = DPCalculator(WATER / "committee.pt")
+    assert table["potential"][0] * HARTREE == pytest.approx(atoms.get_potential_energy(), rel=1e-8)
+    assert atoms.calc.committee is not None
+    expected = atoms.calc.committee.force_deviation().max()
+    assert deviation[0] * HARTREE / BOHR == pytest.approx(expected, rel=1e-3)
+    kept = ase.io.read(folder / "deviating.xyz")
+    np.testing.assert_allclose(kept.positions, atoms.positions, atol=1e-6)
+    assert kept.info["max_force_deviation"] == pytest.approx(expected, rel=1e-5)
+    assert 0.02 < expected < 0.2
 
 
 def test_ase_langevin(tmp_path: Path) -> None:

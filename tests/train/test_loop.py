@@ -7,6 +7,7 @@ import torch
 
 import dpserver
 from dpserver.errors import ConfigError, DataError, ModelFileError
+from dpserver.models import checkpoint
 from dpserver.train.config import load_input
 from dpserver.train.loop import StepReport, Trainer, checkpoints
 from tests.train import teacher
@@ -70,7 +71,7 @@ def test_the_model_file_evaluates_as_the_trained_potential(tmp_path):
     t.save_model(tmp_path / "w.pt")
     loaded = dpserver.load(tmp_path / "w.pt", device="cpu")
     frames = t.valid_systems[0].data.frames
-    ours, theirs = loaded.evaluate(frames), t.potential.evaluate(frames)
+    ours, theirs = loaded.reference(frames), t.potential.evaluate(frames)
     assert (ours.energy == theirs.energy).all()
     assert (ours.forces == theirs.forces).all()
     assert loaded.template == ("O", "H", "H") * 8
@@ -84,7 +85,7 @@ def test_a_checkpoint_is_a_model_file_too(tmp_path):
     t.run(should_stop=lambda: t.step == 5)
     frames = t.valid_systems[0].data.frames
     loaded = dpserver.load(tmp_path / "model.ckpt-5.pt", device="cpu")
-    assert (loaded.evaluate(frames).forces == t.potential.evaluate(frames).forces).all()
+    assert (loaded.reference(frames).forces == t.potential.evaluate(frames).forces).all()
 
 
 def test_old_checkpoints_are_dropped(tmp_path):
@@ -104,6 +105,10 @@ def test_a_finished_model_is_no_checkpoint(tmp_path):
     trainer(tmp_path).save_model(tmp_path / "w.pt")
     with pytest.raises(ModelFileError, match=r"w\.pt is a finished model"):
         trainer(tmp_path, tmp_path / "w.pt")
+    members = [checkpoint.read(tmp_path / "w.pt")]
+    checkpoint.write(tmp_path / "two.pt", {"format": "dpserver", "version": 2, "members": members})
+    with pytest.raises(ModelFileError, match=r"two\.pt is a finished model"):
+        trainer(tmp_path, tmp_path / "two.pt")
 
 
 def test_restart_needs_the_same_model(tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dpserver.errors import StructureError
-from dpserver.frames import ForceResult, Frames
+from dpserver.frames import CommitteeResult, ForceResult, Frames
 from dpserver.train import report
 from dpserver.train.data import LabelledFrames
 from dpserver.train.report import UNITS, Comparison, ErrorMeasure, as_dict, compare, overall, plot_parity
@@ -49,7 +49,7 @@ def labelled(sizes: list[int], name: str = "made", *, forces: bool = True, viria
 
 def test_exact_model_has_no_error() -> None:
     found = compare(Harmonic(), labelled([2, 3, 4]))
-    assert set(found.errors) == set(UNITS)
+    assert set(found.errors) == set(UNITS) - {"force_members"}
     for error in found.errors.values():
         assert error.mae == error.rmse == 0.0
 
@@ -71,6 +71,24 @@ def test_known_differences() -> None:
     assert e["virial"].mae == pytest.approx(1 / 3)
     assert e["virial"].rmse == pytest.approx(np.sqrt(1 / 3))
     assert e["virial_per_atom"].mae == pytest.approx((1 / 2 + 1 / 4) / 6)
+
+
+class Divided(Harmonic):
+    """Two members whose forces lie as far above as below those of the harmonic model."""
+
+    def evaluate(self, frames: Frames) -> ForceResult:
+        mean = super().evaluate(frames)
+        forces = np.stack([mean.forces + 0.25, mean.forces - 0.25])
+        twice = CommitteeResult(np.stack([mean.energy] * 2), forces, np.stack([mean.virial] * 2))
+        return replace(mean, committee=twice)
+
+
+@pytest.mark.parametrize("batch", [None, 1])
+def test_members_are_held_against_their_mean(batch: int | None) -> None:
+    found = compare(Divided(), labelled([2, 3, 4], forces=False), batch)
+    assert found.errors["force_members"].n == 2 * 27
+    assert found.errors["force_members"].rmse == pytest.approx(0.25)
+    assert as_dict([found])["overall"]["force_members"]["unit"] == "eV/Å"
 
 
 def test_only_labels_that_are_there() -> None:

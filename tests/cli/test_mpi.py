@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from dpserver.cli import app, mpi, serve
+from dpserver.daemon import mpi_driver
+from dpserver.transport import ffmpi
+from tests.fake_mpi import FakeIpi
+
+
+class Job:
+    """An MPI job that this process is rank 1 of; it takes down the codes with which it is ended."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, size: int = 2) -> None:
+        self.ipi = FakeIpi(size)
+        self.codes: list[int] = []
+        module = self.ipi.modules[size - 1]
+        module.COMM_WORLD.Abort = self.codes.append
+        monkeypatch.setattr(ffmpi, "load_mpi", lambda: module)
+        monkeypatch.setattr(mpi_driver, "load_mpi", lambda: module)
+        monkeypatch.setattr(ffmpi, "LAST_WORDS_SECONDS", 0.0)
+
+
+def run(monkeypatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["dpserver", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "complaint"),
+    [
+        (["--modle", "w.pt"], 2, "No such option"),
+        (["--model", "nowhere.pt"], 3, "model file nowhere.pt does not exist"),
+        (["--model", "w.pt", "--port", "4000"], 2, "--port has no meaning with --mpi-driver: i-PI is reached through"),
+        (["--model", "w.pt", "-p", "4000", "--once", "-a", "x"], 2, "--port, --host, --once have no meaning with"),
+        (["--model", "w.pt", "--unix", "x", "-u", "--shm"], 2, "--unix, -u, --shm have no meaning"),
+        (["--model", "w.pt", "--connect", "unix:x"], 2, "--connect has no meaning"),
+        (["--model", "w.pt", "--connections", "auto"], 2, "--connections has no meaning"),
+        (["--model", "w.pt", "--timeout", "3", "-S", "x"], 2, "--sockets-prefix, --timeout have no meaning"),
+    ],
+)
+def test_what_is_wrong_ends_the_whole_job(monkeypatch, capsys, arguments, code, complaint):
+    job = Job(monkeypatch)
+    assert run(monkeypatch, *arguments, "--mpi-driver") == code
+    assert job.codes == [code]
+    assert complaint in " ".join(capsys.readouterr().err.split())
+
+
+def test_options_for_other_commands_in_the_environment_are_left_alone(monkeypatch, capsys):
+    job = Job(monkeypatch)
+    monkeypatch.setenv("DPSERVER_TIMEOUT", "60")
+    monkeypatch.setenv("DPSERVER_MPI_DRIVER", "1")
+    assert run(monkeypatch, "--model", "nowhere.pt") == 3
+    assert job.codes == [3]
+    assert "has no meaning" not in capsys.readouterr().err
+
+
+def test_a_bug_ends_the_whole_job_and_shows_itself(monkeypatch, capsys):
+    job = Job(monkeypatch)
+    monkeypatch.setattr(serve, "_order", lambda template, species: 1 / 0)
+    monkeypatch.setattr(sys, "argv", ["dpserver", "--model", "w.pt", "--mpi-driver"])
+    with pytest.raises(ZeroDivisionError):
+        app.main()
+    assert job.codes == [1]
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_a_job_of_one_and_other_commands_end_as_usual(monkeypatch):
+    job = Job(monkeypatch, size=1)
+    assert run(monkeypatch, "--model", "nowhere.pt", "--mpi-driver") == 3
+    assert run(monkeypatch, "--model", "nowhere.pt") == 3
+    with pytest.raises(SystemExit), mpi.whole_job(["--mpi-driver"]):
+        sys.exit(0)
+    assert not job.codes
+
+
+@pytest.mark.parametrize(("code", "expected"), [(None, []), (0, []), (4, [4]), ("what went wrong", [1])])
+def test_the_code_of_the_process_is_that_of_the_job(monkeypatch, code, expected):
+    job = Job(monkeypatch)
+    with pytest.raises(SystemExit), mpi.whole_job(["serve", "--mpi-driver"]):
+        sys.exit(code)
+    assert job.codes == expected
