@@ -114,7 +114,15 @@ def commands(case: Case, address: str, own_model: Path, peer: Path | None, peer_
         return [driver + where] * (1 if mode.is_single else case.beads)
     if case.model == "zero":
         return [[sys.executable, str(HERE / "zero.py"), *(["mpi"] if case.mode == "ffmpi" else [f"{kind}:{address}"])]]
-    serve = [str(BIN / "dpserver"), "--model", str(own_model), "--species", "O H H", "--log-level", "warning"]
+    serve = [
+        str(BIN / "dpserver"),
+        "--model",
+        str(own_model),
+        "--template",
+        str(WATER / "water.xyz"),
+        "--log-level",
+        "warning",
+    ]
     return [serve + (["--mpi-driver"] if case.mode == "ffmpi" else ["--connect", f"{kind}:{address}", "--once"])]
 
 

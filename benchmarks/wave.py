@@ -45,7 +45,10 @@ def receive(lines: Sequence[Line], size: int) -> None:
             selector.register(line.sock, selectors.EVENT_READ, line)
         while missing:
             for key, _ in selector.select():
-                missing[key.data] -= len(key.data.sock.recv(min(1 << 20, missing[key.data])))
+                chunk = key.data.sock.recv(min(1 << 20, missing[key.data]))
+                if not chunk:
+                    raise RuntimeError("the daemon has closed a connection; its log says why")
+                missing[key.data] -= len(chunk)
                 if not missing[key.data]:
                     del missing[key.data]
                     selector.unregister(key.data.sock)
@@ -73,7 +76,15 @@ def measure(model: Path, beads: int, is_batch: bool) -> dict[str, float | str]:
         peer = stack.enter_context(Peer())
         n_lines = 1 if is_batch else beads
         command = [sys.executable, "-m", "dpserver", "--model", str(model), "--connect", peer.endpoint]
-        command += ["--species", "O H H", "--connections", str(n_lines), "--once", "--log-level", "warning"]
+        command += [
+            "--template",
+            str(WATER / "water.xyz"),
+            "--connections",
+            str(n_lines),
+            "--once",
+            "--log-level",
+            "warning",
+        ]
         daemon = stack.enter_context(subprocess.Popen(command))
         lines = []
         for _ in range(n_lines):

@@ -249,14 +249,15 @@ class ForceResult:
         """The result of one frame; its arrays are views."""
         return self.part(slice(frame, frame + 1))
 
-    def part(self, frames: slice) -> ForceResult:
+    def part(self, frames: slice, atoms: slice | None = None) -> ForceResult:
         """Consecutive frames, counted from 0 again; the arrays are views.
 
         Args:
             frames: first and last + 1, both given and not negative.
+            atoms: theirs, if known.
         """
-        lo, hi = np.searchsorted(self.frame_idx, [frames.start, frames.stop])
-        atoms = slice(lo, hi)
+        if atoms is None:
+            atoms = slice(*np.searchsorted(self.frame_idx, [frames.start, frames.stop]))
         return ForceResult(
             self.energy[frames],
             self.forces[atoms],

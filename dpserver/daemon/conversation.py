@@ -38,6 +38,26 @@ def explain_unknown(parameters: Sequence[str]) -> str:
     return f"INIT parameters without a meaning here: {names}; known are {', '.join(KNOWN_PARAMETERS)}{hint}"
 
 
+def take_parameters(event: Initialised, assigner: Assigner, name: str) -> None:
+    """Let what a peer has said in INIT rule over the species of its atoms; warn of what has no meaning here.
+
+    Args:
+        event: of its INIT.
+        assigner: of its atoms.
+        name: of the peer, for the log.
+    """
+    assigner.parameters = event.parameters
+    logger.debug("%s: INIT for bead %d, batches of %d, %s", name, event.bead, event.batch_size, event.parameters)
+    if unknown := sorted(event.parameters.keys() - set(KNOWN_PARAMETERS)):
+        logger.warning("%s: %s", name, explain_unknown(unknown))
+
+
+def describe_service(n_evaluations: int, seconds: float) -> str:
+    """Say how much a peer was given in how long, for the log."""
+    mean = f", mean {1e3 * seconds / n_evaluations:.3g} ms" if n_evaluations else ""
+    return f"served {n_evaluations} {'evaluation' if n_evaluations == 1 else 'evaluations'}{mean}"
+
+
 class End(Enum):
     """How a conversation came to its end: the first two are the peer's doing, the last is ours."""
 
@@ -142,15 +162,13 @@ class Conversation:
         """Take every event there is, then send what they have brought about."""
         while self.ending is None and (event := self._session.next_event()) is not None:
             self._handle(event)
-        self.connection.send(self._session.data_to_send())
+        if data := self._session.data_to_send():
+            self.connection.send(data)
 
     def _handle(self, event: Event) -> None:
         match event:
-            case Initialised(bead, parameters, batch_size):
-                self._assigner.parameters = parameters
-                logger.debug("%s: INIT for bead %d, batches of %d, %s", self._name, bead, batch_size, parameters)
-                if unknown := sorted(parameters.keys() - set(KNOWN_PARAMETERS)):
-                    logger.warning("%s: %s", self._name, explain_unknown(unknown))
+            case Initialised():
+                take_parameters(event, self._assigner, self._name)
             case ForcesWanted(structures):
                 self._ask(structures)
             case SharedForcesWanted(shared):

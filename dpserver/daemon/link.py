@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from dpserver.daemon.conversation import Conversation, End, Ending
+from dpserver.daemon.conversation import Conversation, End, Ending, describe_service
 from dpserver.engine import Assigner, ForceModel, Order, Request
 from dpserver.ipi import Extras, Limits, Session
 from dpserver.transport import Attempt, Backoff, Connection, Endpoint, ShmEndpoint, Watchable
@@ -307,10 +307,9 @@ class Link:
             return
         self._services.leave(conversation)
         served = conversation.n_evaluations
-        mean = f", mean {1e3 * conversation.seconds / served:.3g} ms" if served else ""
-        noun = "evaluation" if served == 1 else "evaluations"
+        service = describe_service(served, conversation.seconds)
         level = self._level if ending.how is End.LEFT else logging.WARNING
-        logger.log(level, "%s: %s: %s; served %d %s%s", self._name, ending.how.value, ending.reason, served, noun, mean)
+        logger.log(level, "%s: %s: %s; %s", self._name, ending.how.value, ending.reason, service)
         is_refusal = ending.how is End.REFUSED and served < USEFUL_EVALUATIONS
         if is_refusal or not served:
             self._pause = self._backoff.after_failure(is_refusal=is_refusal)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from dpserver.daemon.conversation import KNOWN_PARAMETERS, explain_unknown
+from dpserver.daemon.conversation import describe_service, take_parameters
 from dpserver.daemon.daemon import ExitCode
 from dpserver.engine import Assigner, DeviationWatch, Engine, ForceModel, Order, Request
 from dpserver.errors import DeviceError, DPServerError
@@ -139,11 +139,8 @@ class MPIDriver:
         while True:
             event = self._wait()
             match event:
-                case Initialised(bead, parameters, batch_size):
-                    self._assigner.parameters = parameters
-                    logger.debug("%s: INIT for bead %d, batches of %d, %s", self._name, bead, batch_size, parameters)
-                    if unknown := sorted(parameters.keys() - set(KNOWN_PARAMETERS)):
-                        logger.warning("%s: %s", self._name, explain_unknown(unknown))
+                case Initialised():
+                    take_parameters(event, self._assigner, self._name)
                 case ForcesWanted(structures):
                     self._answer(structures)
                 case PeerLeft(is_clean, reason):
@@ -195,15 +192,11 @@ class MPIDriver:
         self._seconds += seconds
 
     def _take_leave(self, is_clean: bool, reason: str) -> None:
-        served = self._n_evaluations
-        mean = f", mean {1e3 * self._seconds / served:.3g} ms" if served else ""
-        noun = "evaluation" if served == 1 else "evaluations"
+        service = describe_service(self._n_evaluations, self._seconds)
         if is_clean:
-            logger.info("%s: left: %s; served %d %s%s", self._name, reason, served, noun, mean)
+            logger.info("%s: left: %s; %s", self._name, reason, service)
         else:
-            logger.warning(
-                "%s: lost: %s before it took its forces; served %d %s%s", self._name, reason, served, noun, mean
-            )
+            logger.warning("%s: lost: %s before it took its forces; %s", self._name, reason, service)
 
     def _give_up(self, code: ExitCode, error: DPServerError) -> int:
         logger.critical(

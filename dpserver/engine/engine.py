@@ -99,6 +99,8 @@ def without_padding(structures: Structures) -> Structures:
     """Drop the copies of the last structure with which i-PI fills a short batch up; the result holds views."""
     positions, cell = structures.positions, structures.cell
     n_real = structures.n_frames
+    if n_real == 1:
+        return structures
     while n_real > 1 and (positions[n_real - 2] == positions[-1]).all() and (cell[n_real - 2] == cell[-1]).all():
         n_real -= 1
     return Structures(positions[:n_real], cell[:n_real])

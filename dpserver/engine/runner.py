@@ -177,11 +177,12 @@ class _Run:
         """Give each piece its share of a result; refuse the shares that are not finite."""
         is_finite = result.is_finite()
         are_all = bool(is_finite.all())
-        frame = 0
+        frame = atom = 0
         for piece in pieces:
             frames = slice(frame, frame := frame + piece.frames.n_frames)
+            atoms = slice(atom, atom := atom + piece.frames.n_atoms)
             if are_all or is_finite[frames].all():
-                self._results[piece.part].append(result.part(frames))
+                self._results[piece.part].append(result.part(frames, atoms))
             else:
                 self._errors[piece.part] = StructureError(
                     "the model's answer is not finite; the structure is probably far from anything it was trained on"

@@ -160,7 +160,10 @@ class Assigner:
         Args:
             pbc: (n_frames, 3).
         """
-        for kind in sorted(set(map(tuple, pbc.tolist())) - self._boundaries, reverse=True):
+        kinds = set(map(tuple, pbc.tolist()))
+        if kinds <= self._boundaries:
+            return
+        for kind in sorted(kinds - self._boundaries, reverse=True):
             if any(kind) and not all(kind):
                 logger.warning(
                     "%s: the structure is %s, where the lattice vector is zero; if this is not a slab or wire, the "

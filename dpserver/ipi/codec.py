@@ -167,6 +167,9 @@ def encode_header(message: PeerMessage | EngineMessage) -> bytes:
     return message.value.encode().ljust(HEADER_SIZE)
 
 
+_PEER_HEADERS = {encode_header(message): message for message in PeerMessage}
+
+
 def decode_header(buffer: Buffer) -> PeerMessage:
     """Read the name of the message that starts a buffer of at least `HEADER_SIZE` bytes.
 
@@ -174,13 +177,13 @@ def decode_header(buffer: Buffer) -> PeerMessage:
         RemoteProtocolError: it is no message of the protocol.
     """
     raw = bytes(memoryview(buffer)[:HEADER_SIZE])
-    try:
-        return PeerMessage(raw.decode("ascii").rstrip(" "))
-    except ValueError:
+    message = _PEER_HEADERS.get(raw)
+    if message is None:
         raise RemoteProtocolError(
             f"expected the header {', '.join(PeerMessage)} in {HEADER_SIZE} bytes, got {raw!r}; "
             "is it an i-PI socket that listens at this address?"
-        ) from None
+        )
+    return message
 
 
 def message_size(message: PeerMessage, buffer: Buffer, batch_size: int, limits: Limits) -> int:

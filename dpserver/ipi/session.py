@@ -162,7 +162,7 @@ class Session:
         if self._state is not State.COMPUTING:
             raise LocalProtocolError(f"forces were given to a session that is {self._state.value}")
         answer.check(*self._shape)
-        if not self._has_extras:
+        if answer.extras and not self._has_extras:
             answer = replace(answer, extras=())
         self._reply = shared.encode_forces(answer) if self._is_shared else codec.encode_forces(answer)
         self._state = State.HAVE_FORCES

@@ -2,8 +2,8 @@
 
 Threads take blocks of atoms of one species through all stages, there (`edges`, `fitting`) and back, while their data
 are in cache. No stage adds to what another atom owns, and every number is summed in an order of its own atom: results
-are the same to the last bit however many threads and whatever blocks there are. Positions, distances, and sums over
-edges, atoms and frames are in float64; tables, moments and nets in the dtype of `Model.weights`.
+are the same to the last bit however many threads and whatever blocks there are. Positions, distances, and the
+sums that make forces, energies and virials are in float64; tables, moments and nets in the dtype of `Model.weights`.
 """
 
 from __future__ import annotations

@@ -245,7 +245,7 @@ def fit_backward(model: Model, space: Workspace, n_rows: int, member: int, centr
 
 
 def pack(matrix: Numbers, columns: int) -> Numbers:
-    """Lay out a matrix as `add_product` reads it: strips of columns, each row by row.
+    """Lay out a matrix as `simd.product_tile` reads it: strips of columns, each row by row.
 
     Args:
         matrix: (depth, n), in the dtype of the product.

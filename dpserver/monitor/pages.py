@@ -46,10 +46,11 @@ def health(meter: Meter, sleep: Callable[[float], None] = time.sleep) -> Page:
         meter: counts the turns.
         sleep: between two looks.
     """
-    if meter.wake is None:
+    wake = meter.wake
+    if wake is None:
         return Page(200, f"{meter.phase.value}\n".encode())
     before = meter.turns
-    meter.wake()
+    wake()
     for _ in range(round(ALIVE_SECONDS / _LOOK_SECONDS)):
         if meter.turns != before:
             return Page(200, b"alive\n")

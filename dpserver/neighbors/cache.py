@@ -13,7 +13,7 @@ Lists are found by content: the beads of a simulation may come in any order and 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -31,6 +31,9 @@ _FEWEST_EDGES = 1 << 14
 """A list counts for as many at least: more than some hundred lists, however small, are not worth a look."""
 
 _MOST_BATCHES = 4
+_NONE: Floats = np.eye(3)
+_SAME = 1.5
+"""A structure whose atoms are all within so many skins of those of a list is a later one of the same simulation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,16 +110,26 @@ class _List:
         """Edges that it counts for."""
         return max(self.rows.n_edges, _FEWEST_EDGES)
 
-    def holds_for(self, frame: Frames, rcut: float, reach: float) -> bool:
-        """Whether it has every pair of a frame of the same atoms that is within rcut."""
-        deformation: Floats = np.eye(3)
-        shrinking = 1.0
-        if not np.array_equal(frame.cell, self.frame.cell):
-            deformed = np.where(frame.pbc[0][:, None], frame.cell[0], self.full_cell)
-            deformation = np.asarray(np.linalg.solve(self.full_cell, deformed))
-            shrinking = float(np.linalg.svd(deformation, compute_uv=False)[-1])
+    def compare(self, frame: Frames, rcut: float, reach: float) -> tuple[bool, float]:
+        """Compare its frame with one of the same atoms.
+
+        Returns:
+            Whether it has every pair within rcut; and how far any atom has moved since, squared, Å², inf where that is
+            too much for a later frame of the same simulation.
+        """
+        has_same_cell = np.array_equal(frame.cell, self.frame.cell)
+        deformation = _NONE if has_same_cell else self._deformation(frame)
+        moved = float(_farthest(frame.positions, self.frame.positions, deformation, (_SAME * (reach - rcut)) ** 2))
+        if moved == np.inf:
+            return False, moved
+        shrinking = 1.0 if has_same_cell else float(np.linalg.svd(deformation, compute_uv=False)[-1])
         slack = (shrinking * reach - rcut) / 2 * (1 - 1e-9)
-        return slack > 0 and _is_near(frame.positions, self.frame.positions, deformation, slack**2)
+        return slack > 0 and moved <= slack**2, moved
+
+    def _deformation(self, frame: Frames) -> Floats:
+        """What the cell of its frame has to be multiplied with for that of another."""
+        deformed = np.where(frame.pbc[0][:, None], frame.cell[0], self.full_cell)
+        return np.asarray(np.linalg.solve(self.full_cell, deformed))
 
 
 class ListCache:
@@ -157,9 +170,9 @@ class ListCache:
         for frame in frames:
             key = (frame.types.tobytes(), frame.pbc.tobytes())
             known = self._lists.setdefault(key, [])
-            place = self._search(known, frame, cursors.get(key, 0))
+            place, before = self._search(known, frame, cursors.get(key, 0))
             if place is None:
-                place = self._build(known, frame, cursors.get(key, 0))
+                place = self._build(known, frame, before)
             cursors[key] = place + 1
             known[place].last_use = self._time
             found.append(known[place])
@@ -177,33 +190,41 @@ class ListCache:
         while self._batches and (len(self._batches) >= _MOST_BATCHES or n_edges > self._max_edges):
             n_edges -= self._batches.popitem(last=False)[1].n_edges
 
-    def _search(self, known: Sequence[_List], frame: Frames, cursor: int) -> int | None:
-        """Place of a list that holds for a frame.
+    def _search(self, known: Sequence[_List], frame: Frames, cursor: int) -> tuple[int | None, int | None]:
+        """Place of a list that holds for a frame, or else of the one that its simulation has used so far.
 
         That of the same place in the last batch is tried first, then those used of late: where several simulations have
         the same atoms, most of the others are of the past.
         """
-        n = len(known)
-        if cursor < n and known[cursor].holds_for(frame, self._rcut, self._reach):
-            return cursor
-        last_batch = self._time - 1
-        for place in sorted(range(n), key=lambda k: (-min(known[k].last_use, last_batch), (k - cursor) % n)):
-            if place != cursor and known[place].holds_for(frame, self._rcut, self._reach):
-                return place
-        return None
+        before, least = None, np.inf
+        for place in self._in_order(known, cursor):
+            holds, moved = known[place].compare(frame, self._rcut, self._reach)
+            if holds:
+                return place, None
+            if moved < least and known[place].last_use < self._time:
+                before, least = place, moved
+        return None, before
 
-    def _build(self, known: list[_List], frame: Frames, cursor: int) -> int:
-        """Make a list, at the place of one that is not used any more, or at the end."""
+    def _in_order(self, known: Sequence[_List], cursor: int) -> Iterator[int]:
+        """The places of lists, the most promising first."""
+        n, last_batch = len(known), self._time - 1
+        if cursor < n:
+            yield cursor
+        order = sorted(range(n), key=lambda k: (-min(known[k].last_use, last_batch), (k - cursor) % n))
+        yield from (place for place in order if place != cursor)
+
+    def _build(self, known: list[_List], frame: Frames, place: int | None) -> int:
+        """Make a list, at a place or else at the end; return where."""
         check_density(frame, self._rcut)
         rows = build_rows(frame, self._reach, self._n_species)
         copy = Frames.single(frame.positions.copy(), frame.types.copy(), frame.cell[0].copy(), frame.pbc[0].tolist())
         entry = _List(next(self._numbers), copy, rows, self._time)
         self.n_built += 1
-        if cursor < len(known) and known[cursor].last_use == self._time - 1:
-            known[cursor] = entry
-            return cursor
-        known.append(entry)
-        return len(known) - 1
+        if place is None:
+            known.append(entry)
+            return len(known) - 1
+        known[place] = entry
+        return place
 
     def _forget(self) -> None:
         """Give up the lists that have not been used for longest, down to the edges that may be kept."""
@@ -224,17 +245,20 @@ def _offsets(sizes: Sequence[int]) -> Ints:
 
 
 @jit
-def _is_near(x: Floats, reference: Floats, deformation: Floats, limit: float) -> bool:
-    """Whether no atom is further than a limit from where the deformation of the cell has brought it."""
+def _farthest(x: Floats, reference: Floats, deformation: Floats, limit: float) -> float:
+    """Largest distance, squared, of an atom from where the deformation has brought it; inf where beyond a limit."""
     f = deformation
+    largest = 0.0
     for i in range(len(x)):
         a, b, c = reference[i]
         dx = x[i, 0] - a * f[0, 0] - b * f[1, 0] - c * f[2, 0]
         dy = x[i, 1] - a * f[0, 1] - b * f[1, 1] - c * f[2, 1]
         dz = x[i, 2] - a * f[0, 2] - b * f[1, 2] - c * f[2, 2]
-        if not dx * dx + dy * dy + dz * dz <= limit:
-            return False
-    return True
+        square = dx * dx + dy * dy + dz * dz
+        if not square <= limit:
+            return np.inf
+        largest = max(largest, square)
+    return largest
 
 
 @jit

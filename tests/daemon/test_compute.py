@@ -89,3 +89,30 @@ def test_waking_the_dead_is_no_error():
     made = WakeUp()
     made.close()
     made.wake()
+
+
+def test_a_brief_batch_is_answered_on_the_spot(wake_up):
+    forces = Forces(np.zeros(1), np.zeros((1, 1, 3)), np.zeros((1, 3, 3)))
+    compute = ComputeThread(Scripted(forces), wake_up)  # the thread has not been started
+    batch = [object()]
+    compute.submit(batch, is_brief=True)
+    assert compute.is_busy  # until it is collected
+    done = compute.collect()
+    assert done is not None
+    assert done.batch is batch
+    assert done.answers == [forces]
+    assert not compute.is_busy
+    assert not select.select([wake_up], [], [], 0)[0]
+
+
+def test_a_brief_batch_fails_as_any_other(wake_up, caplog):
+    broken, lost = (
+        ComputeThread(Scripted(error), wake_up) for error in (ZeroDivisionError("odd"), DeviceError("gone"))
+    )
+    broken.submit([object()], is_brief=True)
+    (answer,) = broken.collect().answers
+    assert isinstance(answer, StructureError)
+    assert "Traceback" in caplog.text
+    lost.submit([object()], is_brief=True)
+    with pytest.raises(DeviceError, match="gone"):
+        lost.collect()

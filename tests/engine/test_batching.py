@@ -7,6 +7,7 @@ from functools import cache
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -48,13 +49,16 @@ MESSAGES: Sequence[Sequence[Frames]] = [
 
 
 @cache
-def potential() -> Potential:
-    return scaled(Potential(parse(ModelConfig, MODEL), seed=5), structures.cubic())
+def potential(is_fast: bool) -> Potential:
+    made = scaled(Potential(parse(ModelConfig, MODEL), seed=5), structures.cubic())
+    if is_fast:
+        made.accelerate(threads=2)
+    return made
 
 
 def request(frames: Sequence[Frames]) -> Request:
     sent = Structures(np.stack([f.positions for f in frames]), np.concatenate([f.cell for f in frames]))
-    return Request(sent, Assigner(potential(), Order(("O", "H", "H"), "--species"), "x"))
+    return Request(sent, Assigner(potential(False), Order(("O", "H", "H"), "--species"), "x"))
 
 
 def answers(engine: Engine, batch: Sequence[int]) -> list[Forces]:
@@ -64,14 +68,14 @@ def answers(engine: Engine, batch: Sequence[int]) -> list[Forces]:
 
 
 @cache
-def alone(message: int) -> Sequence[Forces]:
+def alone(message: int, is_fast: bool) -> Sequence[Forces]:
     """Each frame of a message by itself."""
-    engine = Engine(potential())
+    engine = Engine(potential(is_fast))
     return [engine.answer([request([frame])])[0] for frame in MESSAGES[message]]
 
 
-def assert_same(answer: Forces, message: int) -> None:
-    expected = alone(message)
+def assert_same(answer: Forces, message: int, is_fast: bool) -> None:
+    expected = alone(message, is_fast)
     assert len(answer.energy) == len(expected)
     for k, frame in enumerate(expected):
         for name in ("energy", "forces", "virial"):
@@ -79,24 +83,26 @@ def assert_same(answer: Forces, message: int) -> None:
             assert np.abs(got - want).max() <= SAME * np.abs(want).max(), (name, message, k)
 
 
+@pytest.mark.parametrize("is_fast", [False, True])
 @settings(deadline=None, max_examples=40)
 @given(
     order=st.permutations(range(len(MESSAGES))),
     cuts=st.lists(st.integers(1, len(MESSAGES) - 1), max_size=3),
     max_atoms=st.sampled_from([1, 30, 100, 10_000]),
 )
-def test_an_answer_does_not_depend_on_the_company(order, cuts, max_atoms):
-    engine = Engine(potential(), max_atoms)
+def test_an_answer_does_not_depend_on_the_company(is_fast, order, cuts, max_atoms):
+    engine = Engine(potential(is_fast), max_atoms)
     ends = [0, *sorted(cuts), len(order)]
     for lo, hi in pairwise(ends):
         for message, answer in zip(order[lo:hi], answers(engine, order[lo:hi]), strict=True):
-            assert_same(answer, message)
+            assert_same(answer, message, is_fast)
 
 
+@pytest.mark.parametrize("is_fast", [False, True])
 @settings(deadline=None, max_examples=10)
 @given(batch=st.permutations(range(len(MESSAGES))), max_atoms=st.sampled_from([100, 10_000]))
-def test_the_same_batch_has_the_same_bits(batch, max_atoms):
-    first, second = (answers(Engine(potential(), max_atoms), batch) for _ in range(2))
+def test_the_same_batch_has_the_same_bits(is_fast, batch, max_atoms):
+    first, second = (answers(Engine(potential(is_fast), max_atoms), batch) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         for name in ("energy", "forces", "virial"):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))

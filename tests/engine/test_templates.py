@@ -77,7 +77,7 @@ def test_other_formats_without_ase_say_how_to_get_it(tmp_path, monkeypatch):
 
 def test_a_path_that_the_system_refuses_is_no_bug_of_ours(tmp_path, monkeypatch):
     """The peer chooses the path: whatever is wrong with it is told to that peer alone."""
-    with pytest.raises(ConfigError, match="template 'x.*' (cannot be read: File name too long|is no file)"):
+    with pytest.raises(ConfigError, match=r"template 'x.*' (cannot be read: File name too long|is no file)"):
         read_symbols(Path("x" * 300))
     path = tmp_path / "w.xyz"
     path.write_text(PLAIN)

@@ -165,13 +165,26 @@ def test_what_was_used_of_late_is_looked_at_before_what_is_of_the_past(monkeypat
         mine.find(ours)
         mine.find(structures.moved(frame, np.full(frame.positions.shape, 3.0 + 2.0 * k)))
     assert mine.n_built == 20
+    assert [len(known) for known in mine._lists.values()] == [20]
     looks: list[object] = []
-    holds_for = _List.holds_for
-    monkeypatch.setattr(_List, "holds_for", lambda *args: looks.append(args) or holds_for(*args))
+    compare = _List.compare
+    monkeypatch.setattr(_List, "compare", lambda *args: looks.append(args) or compare(*args))
     mine.find(ours)
     mine.find(structures.moved(frame, np.full(frame.positions.shape, 41.0)))
     assert mine.n_built == 20
     assert len(looks) <= 4
+
+
+def test_simulations_of_the_same_atoms_that_take_turns_keep_their_lists() -> None:
+    """Two runs of one system, whose steps do not fall together; each list gives its place to its own successor."""
+    rng, mine = np.random.default_rng(4), cache()
+    runs = [structures.cubic(seed=1), structures.moved(structures.cubic(seed=2), np.full((24, 3), 20.0))]
+    for _ in range(30):
+        for k, frame in enumerate(runs):
+            runs[k] = structures.moved(frame, rng.uniform(-0.05, 0.05, frame.positions.shape))
+            check(mine, runs[k])
+    assert 2 <= mine.n_built < 20
+    assert [len(known) for known in mine._lists.values()] == [2]
 
 
 def test_a_list_that_has_become_useless_gives_its_place_to_the_next() -> None:
