@@ -125,6 +125,11 @@ class Conversation:
         """Whether neither side owes the other anything."""
         return self._session.state in {State.NEED_INIT, State.READY} and not self.connection.has_unsent
 
+    @property
+    def is_computing(self) -> bool:
+        """Whether we owe the peer an answer that is not there yet."""
+        return self._session.state is State.COMPUTING
+
     def on_writable(self) -> None:
         """Go on sending."""
         self.connection.flush()

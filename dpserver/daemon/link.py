@@ -169,7 +169,7 @@ class Link:
             case Phase.WAITING:
                 self._dial()
             case Phase.DIALLING if self._attempt is not None:
-                self._attempt.skip()
+                self._attempt.give_up(f"no answer within {ATTEMPT_SECONDS:.0f} s")
                 self._advance_attempt()
             case Phase.SERVING if self.conversation is not None and not self.conversation.has_heard:
                 logger.warning(
@@ -200,7 +200,7 @@ class Link:
                 self.abandon()
             elif self.conversation.is_idle:
                 self._end(Ending(End.LEFT, "we were asked to stop"), has_to_linger=True)
-            elif self.deadline is None:
+            elif self.deadline is None and not self.conversation.is_computing:
                 self.deadline = self._services.clock() + STOP_SECONDS
         elif self.phase is not Phase.CLOSING:
             self.abandon()
@@ -255,7 +255,10 @@ class Link:
             self._serve(connection)
         elif attempt.has_failed:
             if attempt.error != self._last_error:
-                logger.debug("%s: %s", self._name, attempt.error)
+                # Nobody there is what everybody waits for; a full backlog and a spare that is not taken pass as well.
+                is_expected = attempt.is_nobody or attempt.is_busy or self.is_extra
+                level = logging.DEBUG if is_expected else logging.WARNING
+                logger.log(level, "%s: cannot be reached: %s; trying on", self._name, attempt.error)
             self._attempt, self._last_error = None, attempt.error
             if self.is_extra and attempt.is_nobody:
                 self.abandon()

@@ -81,7 +81,9 @@ def build(frames: Frames, rcut: float) -> Edges:
 
 
 def check_density(frame: Frames, rcut: float) -> None:
-    """Estimate the neighbours of an atom of a periodic frame from the number density.
+    """Estimate the neighbours of an atom of a periodic frame.
+
+    Where all directions are periodic it has n_atoms/V · 4π/3 rcut³; in a slab or a wire at least its own images.
 
     Args:
         frame: one structure.
@@ -90,13 +92,16 @@ def check_density(frame: Frames, rcut: float) -> None:
     Raises:
         StructureError: there would be more than `MAX_EDGES_PER_ATOM`.
     """
-    if not frame.pbc.all():
+    vectors = frame.cell[0][frame.pbc[0]]
+    if not len(vectors):
         return
-    volume = abs(float(np.linalg.det(frame.cell[0])))
-    neighbours = frame.n_atoms / volume * 4 / 3 * np.pi * rcut**3
+    size = float(np.sqrt(np.linalg.det(vectors @ vectors.T)))
+    ball = (2 * rcut, np.pi * rcut**2, 4 / 3 * np.pi * rcut**3)[len(vectors) - 1]
+    neighbours = (frame.n_atoms if len(vectors) == 3 else 1) * ball / size
     if neighbours > MAX_EDGES_PER_ATOM:
+        unit = ("Å", "Å²", "Å³")[len(vectors) - 1]
         raise StructureError(
-            f"{frame.n_atoms} atoms in {volume:.4g} Å³ give about {neighbours:.0f} neighbours an atom within "
+            f"{frame.n_atoms} atoms in {size:.4g} {unit} give about {neighbours:.0f} neighbours an atom within "
             f"{rcut:g} Å, more than {MAX_EDGES_PER_ATOM}; check the cell and its units"
         )
 

@@ -25,13 +25,14 @@ class Attempt:
         socket: to be watched for becoming writable.
         error: what went wrong last.
         is_nobody: whether nobody listened there, rather than somebody who was busy or far away.
+        is_busy: whether somebody listened who takes no more at present.
     """
 
     def __init__(self, addresses: Sequence[Address]) -> None:
         self._addresses = list(addresses)
         self.socket: socket.socket | None = None
         self.error = ""
-        self.is_nobody = False
+        self.is_nobody = self.is_busy = False
 
     def advance(self) -> Connection | None:
         """Go on: start the next address where there is no socket, else ask how the present, now writable one fares.
@@ -53,16 +54,20 @@ class Attempt:
                     sock, self.socket = self.socket, None
                     return Connection(sock)
                 code = errno.ECONNREFUSED
-            self.error, self.is_nobody = os.strerror(code), code in {errno.ECONNREFUSED, errno.ENOENT}
-            self.skip()
+            self.is_nobody, self.is_busy = code in {errno.ECONNREFUSED, errno.ENOENT}, code == errno.EAGAIN
+            self.give_up(os.strerror(code))
 
     @property
     def has_failed(self) -> bool:
         """Whether no address is left and none is being tried."""
         return self.socket is None and not self._addresses
 
-    def skip(self) -> None:
-        """Give the present address up."""
+    def give_up(self, error: str) -> None:
+        """Leave the present address, for this reason."""
+        self.error = error
+        self._close()
+
+    def _close(self) -> None:
         if self.socket is not None:
             self.socket.close()
             self.socket = None
@@ -70,7 +75,7 @@ class Attempt:
     def cancel(self) -> None:
         """Give all of them up."""
         self._addresses.clear()
-        self.skip()
+        self._close()
 
     def _start(self, address: Address) -> int:
         """Begin to connect; the answer is an error code, 0 where it is done already."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from dpserver.daemon.conversation import End
 from dpserver.daemon.link import LINGER_SECONDS, SILENCE_SECONDS, STOP_SECONDS, Link, Phase, Services
-from dpserver.ipi import Limits
+from dpserver.ipi import Forces, Limits
 from dpserver.transport import Backoff
 from tests import structures
 from tests.daemon.serving import target
@@ -173,13 +174,31 @@ def test_asked_to_stop_a_peer_that_is_owed_forces_has_a_while_to_take_them(clock
         with connect(link, peer, clock) as line:
             clock.now += SILENCE_SECONDS / 2
             hear(link, line, POSITIONS)
+            link.stop()
+            assert link.deadline is None  # as long as we take to compute them
+            n_atoms = structures.cubic().n_atoms
+            link.conversation.deliver(Forces(np.zeros(1), np.zeros((1, n_atoms, 3)), np.zeros((1, 3, 3))))
+            link.settle()
             for _ in range(2):
                 link.stop()
                 assert link.deadline == clock.now + STOP_SECONDS
             clock.now = link.deadline
             link.on_deadline()
         assert link.phase is Phase.DONE
-    assert complaints(caplog) == [f"{peer.endpoint}: lost: did not take its answer within 10 s; served 0 evaluations"]
+    (complaint,) = complaints(caplog)
+    assert complaint.startswith(f"{peer.endpoint}: lost: did not take its answer within 10 s; served 1 evaluation")
+
+
+def test_what_keeps_a_peer_from_being_reached_is_said_once(clock, caplog, tmp_path):
+    (tmp_path / "file").touch()
+    services = Services(PairModel(), ignore, ignore, ignore, clock, Limits(), Backoff, is_once=False)
+    link = Link(target(f"unix:{tmp_path}/file/socket"), 1, services)
+    for _ in range(3):
+        clock.now = link.deadline
+        link.on_deadline()
+    link.abandon()
+    (complaint,) = complaints(caplog)
+    assert complaint == f"unix:{tmp_path}/file/socket: cannot be reached: Not a directory; trying on"
 
 
 @pytest.mark.parametrize("cut", [5, 12, 100, len(POSITIONS)])

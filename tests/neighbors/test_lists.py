@@ -136,3 +136,11 @@ def test_absurd_density_is_refused_before_it_fills_the_memory() -> None:
     message = r"24 atoms in .* Å³ give about \d+ neighbours an atom within 6 Å.*check the cell and its units"
     with pytest.raises(StructureError, match=message):
         neighbors.build(structures.strained(frame, -0.92 * np.eye(3)), 6.0)
+
+
+@pytest.mark.parametrize(("make", "unit"), [(structures.slab, "Å²"), (structures.wire, "Å")])
+def test_so_is_an_absurd_cell_with_open_directions(make, unit) -> None:
+    frame = make()
+    tiny = Frames.single(frame.positions, frame.types, 1e-5 * frame.cell[0], frame.pbc[0].tolist())
+    with pytest.raises(StructureError, match=rf"atoms in .* {unit} give about \d+ neighbours an atom within 6 Å"):
+        neighbors.build(tiny, 6.0)
