@@ -270,7 +270,7 @@ class Link:
     def _serve(self, connection: Connection) -> None:
         services = self._services
         logger.log(self._level, "%s: connected", self._name)
-        assigner = Assigner(services.model, self.target.order, self._name)
+        assigner = Assigner(services.model, self.target.order, self._name, self._level)
         is_shared = isinstance(self.target.endpoint, ShmEndpoint)
         session = Session(services.limits, is_shared=is_shared, extras=self.target.extras)
         group = self.target.endpoint
@@ -283,8 +283,8 @@ class Link:
 
     @property
     def _level(self) -> int:
-        """How loud to be."""
-        return logging.DEBUG if self.is_extra and not self.was_asked else logging.INFO
+        """How loud to be: the first connection speaks for those that do the same."""
+        return logging.INFO if self.number == 1 else logging.DEBUG
 
     def _submit(self, request: Request) -> None:
         """Pass a request on."""

@@ -111,15 +111,17 @@ class Assigner:
         model: knows species, its own template and the smallest distances.
         order: the endpoint's own, if any.
         name: of the connection, for the log.
+        level: of the line in the log that says which species were found.
 
     Attributes:
         parameters: of the peer's INIT, which rule over the rest.
     """
 
-    def __init__(self, model: ForceModel, order: Order | None, name: str) -> None:
+    def __init__(self, model: ForceModel, order: Order | None, name: str, level: int = logging.INFO) -> None:
         self._model = model
         self._order = order
         self._name = name
+        self._level = level
         self._types: Ints | None = None
         self._boundaries: set[tuple[bool, ...]] = set()
         self.parameters: Mapping[str, str] = {}
@@ -190,7 +192,8 @@ class Assigner:
             )
         types = np.tile(order.types(self._model.species), repeats)
         counts = np.bincount(types, minlength=len(self._model.species))
-        logger.info(
+        logger.log(
+            self._level,
             "%s: species of %d atoms (%s) are %s%s, from %s; boundaries: %s",
             self._name,
             n_atoms,

@@ -76,6 +76,7 @@ class Compilation:
         """Make now what the first evaluation would have to: tables, and the machine code of the kernels."""
         for _, compiled in self.groups():
             if compiled is not None:
+                logger.info("getting ready; the first time on a machine its kernels are compiled, some ten seconds")
                 compiled.evaluate(Frames.single([[0.0, 0.0, 0.0]], [0]))
 
     def groups(self) -> list[tuple[list[int], Compiled | None]]:

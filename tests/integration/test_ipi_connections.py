@@ -67,7 +67,7 @@ def simulate(folder: Path, log: pytest.LogCaptureFixture, runs: Sequence[Run], v
         path.mkdir(parents=True)
         write_input(path, FRAMES, endpoint, run.options, run.n_beads, N_STEPS, run.matching, run.latency)
     targets = [target(e, connections=r.connections) for e, r in zip(endpoints, runs, strict=True)]
-    log.set_level("INFO")
+    log.set_level("DEBUG", logger="dpserver.daemon.link")
     with serving(PairModel(), *targets, make_backoff=Backoff), ExitStack() as stack:
         processes = [stack.enter_context(ipi(path, place)) for path in folders]
         for process, path in zip(processes, folders, strict=True):
