@@ -77,7 +77,7 @@ def export_model(
 
     values = checkpoint.read(source)
     if "members" in values:
-        raise ConfigError(f"{source} is a committee, and a .dp file holds one model; export its members one by one")
+        raise ConfigError(f"{source} is a committee, and a .dp file holds one model; export the files it was made of")
     deepmd.save(output, checkpoint.restore(values, str(source)), precision)
     console.err.print(
         f"exported: {output}   (dp convert-backend {output} {output.with_suffix('.pth')})",

@@ -16,6 +16,8 @@ from dpserver.errors import ConfigError
 _OPTION: Final = "--mpi-driver"
 _VARIABLE: Final = "DPSERVER_MPI_DRIVER"
 _BUG: Final = 1
+_SIZES: Final = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
+"""Where the `mpirun` of MPICH and of Open MPI tell a process how many there are."""
 
 _MEANINGLESS: Final = {
     "port": "--port",
@@ -30,6 +32,25 @@ _MEANINGLESS: Final = {
     "timeout": "--timeout",
 }
 """Parameters of `serve` that tell how to reach a peer, and their options."""
+
+
+def check_alone() -> None:
+    """Refuse to serve a socket from an MPI job, whose other processes would wait for this one for ever.
+
+    Raises:
+        ConfigError: `mpirun` has started this process together with others.
+    """
+    if (size := _job_size()) > 1:
+        raise ConfigError(
+            f"this process is one of {size} of an MPI job; give {_OPTION} to serve an <ffmpi> of i-PI that is part of "
+            "it, or start dpserver without mpirun to serve a socket"
+        )
+
+
+def _job_size() -> int:
+    """Processes that were started together with this one, itself included."""
+    sizes = [os.environ.get(name, "") for name in _SIZES]
+    return max(int(size) if size.isdigit() else 1 for size in sizes)
 
 
 def check_options(context: typer.Context) -> None:
@@ -54,7 +75,7 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 @contextmanager
 def whole_job(arguments: Sequence[str]) -> Iterator[None]:
-    """End the whole MPI job when the command of a driver rank fails.
+    """End the whole MPI job when the command of a driver rank fails, be it that the option is misspelt.
 
     A rank that just leaves is waited for by all others: for ever, and at full load.
 
@@ -65,7 +86,7 @@ def whole_job(arguments: Sequence[str]) -> Iterator[None]:
         yield
     except BaseException as error:
         is_driver = _OPTION in arguments or os.environ.get(_VARIABLE, "0") not in {"", "0"}
-        if is_driver and (code := _code(error)):
+        if (is_driver or _job_size() > 1) and (code := _code(error)):
             from dpserver.transport.ffmpi import end_job
 
             if not isinstance(error, SystemExit):

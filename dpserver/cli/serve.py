@@ -267,6 +267,7 @@ def serve(
     if is_mpi_driver:
         mpi.check_options(context)
     else:
+        mpi.check_alone()
         endpoints = _endpoints(port, host, unix, is_unix, is_shm, prefix, connect or [])
         targets = _targets(endpoints, order, _connections(connections), whom)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _REFRESH_SECONDS = 1.0
 _NOBODY = 1
+_WIDE = 200
 
 Snapshot = Mapping[str, Any]
 
@@ -51,7 +52,8 @@ def status(
         console.err.print(_nobody(pid, control), soft_wrap=True, highlight=False)
         raise typer.Exit(_NOBODY)
     if not as_json:
-        console.out.print(_page(snapshots))
+        # A file or a pipe has no width; lines that are cut cannot be searched.
+        console.out.print(_page(snapshots), width=None if console.out.is_terminal else _WIDE)
 
 
 def _ask(pid: int | None, control: Path | None) -> list[Snapshot]:

@@ -131,7 +131,8 @@ def read(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ModelFileError(f"model file {path} does not exist" if not path.exists() else f"{path} is not a file")
+        missing = f"model file {path} does not exist (seen from {Path.cwd()})"
+        raise ModelFileError(f"{path} is not a file" if path.exists() else missing)
     if deepmd.recognises(path):
         potential, imported = deepmd.load_with_origin(path)
         return contents(potential, {"imported": imported, "from": path.name})

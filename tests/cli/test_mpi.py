@@ -50,6 +50,22 @@ def test_what_is_wrong_ends_the_whole_job(monkeypatch, capsys, arguments, code, 
     assert complaint in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize("variable", ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE"])
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--model", "w.pt", "--mpi-drivr"], "No such option: --mpi-drivr"),
+        (["--model", "w.pt"], "this process is one of 2 of an MPI job; give --mpi-driver to serve an <ffmpi>"),
+    ],
+)
+def test_a_job_does_not_wait_for_a_rank_without_the_option(monkeypatch, capsys, variable, arguments, complaint):
+    job = Job(monkeypatch)
+    monkeypatch.setenv(variable, "2")
+    assert run(monkeypatch, *arguments) == 2
+    assert job.codes == [2]
+    assert complaint in " ".join(capsys.readouterr().err.split())
+
+
 def test_options_for_other_commands_in_the_environment_are_left_alone(monkeypatch, capsys):
     job = Job(monkeypatch)
     monkeypatch.setenv("DPSERVER_TIMEOUT", "60")
