@@ -1,6 +1,6 @@
 # Every target sets up what it needs in .venv by itself; the second time that takes no time.
 #
-#   make demo    path-integral water with i-PI, about six minutes, leaves demo/water.png
+#   make demo    path-integral water with i-PI, about five minutes, leaves demo/water.png
 #   make test    lint and all tests
 #
 # PYTHON=python3.12 chooses the interpreter.
