@@ -6,11 +6,11 @@ import contextlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from dpserver.cli import mpi
+from dpserver.cli import mpi, options
 from dpserver.errors import ConfigError, StructureError
 
 if TYPE_CHECKING:
@@ -21,239 +21,35 @@ if TYPE_CHECKING:
     from dpserver.models.potential import Potential
     from dpserver.transport import Endpoint
 
-_WHERE = "Where the peer listens"
-_WHAT = "What to serve"
-_COMMITTEE = "Where a committee disagrees"
-_HOW = "How long, how loud"
-
 
 def serve(
     context: typer.Context,
-    model: Annotated[
-        Path,
-        typer.Option(
-            help="Model file.", metavar="w.pt", envvar="DPSERVER_MODEL", rich_help_panel=_WHAT, show_default=False
-        ),
-    ],
-    port: Annotated[
-        int | None,
-        typer.Option(
-            "--port",
-            "-p",
-            help="TCP port; 31415 unless another endpoint is named.",
-            envvar="DPSERVER_PORT",
-            rich_help_panel=_WHERE,
-            show_default=False,
-        ),
-    ] = None,
-    host: Annotated[
-        str | None,
-        typer.Option(
-            "--host",
-            "-a",
-            "--address",
-            help="Host of that port, localhost by default; with -u the name of a unix socket.",
-            envvar="DPSERVER_HOST",
-            rich_help_panel=_WHERE,
-            show_default=False,
-        ),
-    ] = None,
-    unix: Annotated[
-        str | None,
-        typer.Option(
-            help="Name of a unix socket, as in i-PI's <address>, or an absolute path.",
-            envvar="DPSERVER_UNIX",
-            rich_help_panel=_WHERE,
-            show_default=False,
-        ),
-    ] = None,
-    is_unix: Annotated[
-        bool,
-        typer.Option(
-            "-u",
-            help="Take --address for a unix socket, as i-PI's drivers do.",
-            rich_help_panel=_WHERE,
-            envvar="DPSERVER_USE_UNIX",
-        ),
-    ] = False,
-    is_shm: Annotated[
-        bool,
-        typer.Option(
-            "--shm",
-            help="Take --address for a unix socket with shared memory, as i-PI's drivers do.",
-            rich_help_panel=_WHERE,
-            envvar="DPSERVER_SHM",
-        ),
-    ] = False,
-    prefix: Annotated[
-        str,
-        typer.Option(
-            "--sockets-prefix",
-            "-S",
-            help="What the path of a unix socket starts with.",
-            envvar="DPSERVER_SOCKETS_PREFIX",
-            rich_help_panel=_WHERE,
-        ),
-    ] = "/tmp/ipi_",
-    connect: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="inet:HOST:PORT, unix:NAME or shm:NAME, each with @TEMPLATE if wanted; may be repeated.",
-            metavar="ADDRESS",
-            envvar="DPSERVER_CONNECT",
-            rich_help_panel=_WHERE,
-            show_default=False,
-        ),
-    ] = None,
-    connections: Annotated[
-        str,
-        typer.Option(
-            help="Connections to each endpoint: a number, or auto: as many as the peer keeps busy.",
-            metavar="N|auto",
-            envvar="DPSERVER_CONNECTIONS",
-            rich_help_panel=_WHERE,
-        ),
-    ] = "auto",
-    is_mpi_driver: Annotated[
-        bool,
-        typer.Option(
-            "--mpi-driver",
-            help="Serve an <ffmpi> of i-PI in one MPI job: mpirun -n 1 i-pi input.xml : -n 1 dpserver --mpi-driver ….",
-            envvar="DPSERVER_MPI_DRIVER",
-            rich_help_panel=_WHERE,
-        ),
-    ] = False,
-    mpi_name: Annotated[
-        str,
-        typer.Option(
-            help="Name of that <ffmpi>, where i-PI's input has several.",
-            metavar="NAME",
-            envvar="DPSERVER_MPI_NAME",
-            rich_help_panel=_WHERE,
-            show_default=False,
-        ),
-    ] = "",
-    template: Annotated[
-        Path | None,
-        typer.Option(
-            help="Structure file with the atoms in the peer's order.",
-            metavar="FILE",
-            envvar="DPSERVER_TEMPLATE",
-            rich_help_panel=_WHAT,
-            show_default=False,
-        ),
-    ] = None,
-    species: Annotated[
-        str | None,
-        typer.Option(
-            help="Species of the atoms in the peer's order, repeated as needed: 'O H H'.",
-            envvar="DPSERVER_SPECIES",
-            rich_help_panel=_WHAT,
-            show_default=False,
-        ),
-    ] = None,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda or cuda:N.", envvar="DPSERVER_DEVICE", rich_help_panel=_WHAT)
-    ] = "auto",
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            help="double, mixed or single; the model's own by default.",
-            envvar="DPSERVER_PRECISION",
-            rich_help_panel=_WHAT,
-            show_default=False,
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            help="Threads that compute on the CPU.",
-            metavar="N",
-            envvar="DPSERVER_THREADS",
-            rich_help_panel=_WHAT,
-            show_default="one for each core",
-        ),
-    ] = None,
-    extras: Annotated[
-        str,
-        typer.Option(
-            help="Send what a committee says beside its mean: auto (to i-PI), on (to every peer) or off.",
-            metavar="auto|on|off",
-            envvar="DPSERVER_EXTRAS",
-            rich_help_panel=_COMMITTEE,
-        ),
-    ] = "auto",
-    warn_deviation: Annotated[
-        float | None,
-        typer.Option(
-            help="Warn of structures on which a committee's forces deviate by more.",
-            metavar="eV/Å",
-            envvar="DPSERVER_WARN_DEVIATION",
-            rich_help_panel=_COMMITTEE,
-            show_default=False,
-        ),
-    ] = None,
-    save_deviating: Annotated[
-        Path | None,
-        typer.Option(
-            help="Append these structures to this extended XYZ file; needs --warn-deviation.",
-            metavar="FILE",
-            envvar="DPSERVER_SAVE_DEVIATING",
-            rich_help_panel=_COMMITTEE,
-            show_default=False,
-        ),
-    ] = None,
-    is_once: Annotated[
-        bool,
-        typer.Option("--once", help="Leave when the peer has left.", envvar="DPSERVER_ONCE", rich_help_panel=_HOW),
-    ] = False,
-    timeout: Annotated[
-        float | None,
-        typer.Option(
-            help="Give up when nobody has listened for so long.",
-            metavar="SECONDS",
-            envvar="DPSERVER_TIMEOUT",
-            rich_help_panel=_HOW,
-            show_default=False,
-        ),
-    ] = None,
-    report: Annotated[
-        float,
-        typer.Option(
-            help="Log a line with figures so often, at first sooner, while there is work; 0 for none.",
-            metavar="SECONDS",
-            envvar="DPSERVER_REPORT",
-            rich_help_panel=_HOW,
-        ),
-    ] = 60.0,
-    metrics: Annotated[
-        str | None,
-        typer.Option(
-            help="Serve /metrics for Prometheus, /healthz and /readyz.",
-            metavar="HOST:PORT",
-            envvar="DPSERVER_METRICS",
-            rich_help_panel=_HOW,
-            show_default=False,
-        ),
-    ] = None,
-    control: Annotated[
-        str,
-        typer.Option(
-            help="Unix socket for dpserver status; auto is found by itself, off is none.",
-            metavar="PATH|auto|off",
-            envvar="DPSERVER_CONTROL",
-            rich_help_panel=_HOW,
-        ),
-    ] = "auto",
-    log_level: Annotated[
-        str, typer.Option(help="debug, info, warning or error.", envvar="DPSERVER_LOG_LEVEL", rich_help_panel=_HOW)
-    ] = "info",
-    is_log_json: Annotated[
-        bool,
-        typer.Option(
-            "--log-json", help="Log JSON, one object a line.", envvar="DPSERVER_LOG_JSON", rich_help_panel=_HOW
-        ),
-    ] = False,
+    model: options.ServedModel,
+    port: options.Port = None,
+    host: options.Host = None,
+    unix: options.Unix = None,
+    is_unix: options.UseUnix = False,
+    is_shm: options.UseShm = False,
+    prefix: options.SocketsPrefix = "/tmp/ipi_",
+    connect: options.Connect = None,
+    connections: options.Connections = "auto",
+    is_mpi_driver: options.MpiDriver = False,
+    mpi_name: options.MpiName = "",
+    template: options.Template = None,
+    species: options.Species = None,
+    device: options.Device = "auto",
+    precision: options.Precision = None,
+    threads: options.Threads = None,
+    extras: options.Extras = "auto",
+    warn_deviation: options.WarnDeviation = None,
+    save_deviating: options.SaveDeviating = None,
+    is_once: options.Once = False,
+    timeout: options.Timeout = None,
+    report: options.Report = 60.0,
+    metrics: options.Metrics = None,
+    control: options.Control = "auto",
+    log_level: options.LogLevel = "info",
+    is_log_json: options.LogJson = False,
 ) -> None:
     """Serve a model to the MD code that listens for forces over the i-PI socket; dial again whenever it has gone."""
     if save_deviating is not None and warn_deviation is None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from dpserver.cli import console
+from dpserver.cli import console, options
 
 if TYPE_CHECKING:
     from dpserver.train.report import Comparison, ErrorMeasure
@@ -43,20 +43,9 @@ def test(
         Path | None, typer.Option(help="Write a parity plot to this file (.png, .pdf, .svg).", metavar="FILE")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", envvar="DPSERVER_DEVICE")] = "auto",
-    precision: Annotated[
-        Literal["double", "mixed", "single"] | None,
-        typer.Option(help="Precision.", envvar="DPSERVER_PRECISION", show_default="that of the training"),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            help="Threads that compute on the CPU.",
-            metavar="N",
-            envvar="DPSERVER_THREADS",
-            show_default="one for each core",
-        ),
-    ] = None,
+    device: options.Device = "auto",
+    precision: options.Precision = None,
+    threads: options.Threads = None,
 ) -> None:
     """Print the errors of a model on reference data: energy, force and virial, MAE and RMSE.
 

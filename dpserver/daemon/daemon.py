@@ -82,7 +82,7 @@ class Daemon:
             model, self._join, self._leave, self._submit, clock, limits or Limits(), make_backoff, is_once
         )
         self._pools = [Pool(target, services) for target in targets]
-        self._links = [link for pool in self._pools for link in pool.links]  # brought up to date every turn
+        self._links: list[Link] = []  # of all pools, found anew every turn
         self._is_once = is_once
         self._is_stopping = False
         self._is_told = False
@@ -121,6 +121,7 @@ class Daemon:
 
     def _serve(self) -> ExitCode:
         while True:
+            self._links = [link for pool in self._pools for link in pool.links]
             self._watch()
             patience = self._patience()
             self._meter.asleep()
@@ -140,7 +141,6 @@ class Daemon:
                 self._stop_links()
             for pool in self._pools:
                 pool.tend()
-            self._links = [link for pool in self._pools for link in pool.links]
             if all(pool.is_done for pool in self._pools):
                 refused = any(pool.was_refused for pool in self._pools)
                 return ExitCode.INPUT_REFUSED if refused and self._is_once else ExitCode.STOPPED

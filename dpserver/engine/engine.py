@@ -53,7 +53,7 @@ class Engine:
     """Answers requests with a model.
 
     Args:
-        model: evaluates; the engine is used by one thread.
+        model: evaluates; the engine is used by one thread at a time.
         max_atoms: of one evaluation; larger batches are evaluated in several.
         watch: is shown what a committee answers.
     """

@@ -81,13 +81,13 @@ class Committee:
         Raises:
             StructureError: a structure that has no answer, named with its cause.
         """
-        frames.check(len(self.species))
         return _mean(self._evaluate_each(frames))
 
     def _evaluate_each(self, frames: Frames) -> list[ForceResult]:
         """The answer of each member; members of one cutoff share the neighbour list and all that is made of it."""
         if self._compilation is not None:
             return self._compilation.evaluate(frames)
+        frames.check(len(self.species))
         graphs = {member.rcut: member.graph(frames) for member in {m.rcut: m for m in self.members}.values()}
         return [member(graphs[member.rcut]).to_result(frames) for member in self.members]
 

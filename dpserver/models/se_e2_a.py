@@ -9,8 +9,6 @@ With s(r) as in `smooth`:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -21,24 +19,14 @@ from dpserver.models.smooth import SmoothDescriptor
 
 
 class SeE2A(SmoothDescriptor[SeE2AConfig]):
-    """The descriptor D of every atom.
+    """The descriptor D of every atom; see `SmoothDescriptor` for its arguments."""
 
-    Args:
-        config: sizes and cutoffs; `sel` resolved to numbers.
-        n_species: number of species.
-        generator: source of the networks' initial values.
-        unseen: pairs of species that are no neighbours at all.
-    """
+    n_columns = 4
 
-    def __init__(
-        self,
-        config: SeE2AConfig,
-        n_species: int,
-        generator: torch.Generator,
-        unseen: Sequence[tuple[int, int]] = (),
-    ) -> None:
-        super().__init__(config, n_species, generator, 4, unseen)
-        self.n_features = config.neuron[-1] * config.axis_neuron
+    @property
+    def n_features(self) -> int:
+        """Size of D."""
+        return self.config.neuron[-1] * self.config.axis_neuron
 
     def _describe(self, graph: Graph, environment: Tensor, centre: int) -> Tensor:
         """D of the atoms of one species."""

@@ -11,7 +11,6 @@ except where the empty slots of its pair add nothing either (`keeps_excluded_slo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -27,24 +26,14 @@ SCALE: Final = 1 / 5
 
 
 class SeE2R(SmoothDescriptor[SeE2RConfig]):
-    """The descriptor D of every atom.
+    """The descriptor D of every atom; see `SmoothDescriptor` for its arguments."""
 
-    Args:
-        config: sizes and cutoffs; `sel` resolved to numbers.
-        n_species: number of species.
-        generator: source of the networks' initial values.
-        unseen: pairs of species that are no neighbours at all.
-    """
+    n_columns = 1
 
-    def __init__(
-        self,
-        config: SeE2RConfig,
-        n_species: int,
-        generator: torch.Generator,
-        unseen: Sequence[tuple[int, int]] = (),
-    ) -> None:
-        super().__init__(config, n_species, generator, 1, unseen)
-        self.n_features = config.neuron[-1]
+    @property
+    def n_features(self) -> int:
+        """Size of D."""
+        return self.config.neuron[-1]
 
     def _describe(self, graph: Graph, environment: Tensor, centre: int) -> Tensor:
         """D of the atoms of one species."""

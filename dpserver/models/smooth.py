@@ -10,7 +10,7 @@ r ≥ rcut, and nothing is padded.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +30,10 @@ class SmoothDescriptor(nn.Module, Generic[Config]):
         config: sizes and cutoffs; `sel` resolved to numbers.
         n_species: number of species.
         generator: source of the networks' initial values.
-        n_columns: of the environment matrix: 4, or 1 without directions.
         unseen: pairs of species that are no neighbours at all, the model's `pair_exclude_types`.
 
     Attributes:
+        n_columns: of the environment matrix: 4, or 1 without directions.
         davg: mean of R̃ per centre species, (n_species, n_columns), float64.
         dstd: standard deviation, (n_species, n_columns), float64.
         excluded: (centre, neighbour) of the pairs of `exclude_types`; such neighbours take slots, and add nothing.
@@ -41,6 +41,7 @@ class SmoothDescriptor(nn.Module, Generic[Config]):
         unseen: (centre, neighbour) of the pairs whose slots stay empty.
     """
 
+    n_columns: ClassVar[int]
     config: Config
     davg: Tensor
     dstd: Tensor
@@ -50,7 +51,6 @@ class SmoothDescriptor(nn.Module, Generic[Config]):
         config: Config,
         n_species: int,
         generator: torch.Generator,
-        n_columns: int,
         unseen: Sequence[tuple[int, int]] = (),
     ) -> None:
         super().__init__()
@@ -62,12 +62,17 @@ class SmoothDescriptor(nn.Module, Generic[Config]):
         keeps_slots = config.type_one_side if config.keeps_excluded_slots is None else config.keeps_excluded_slots
         self.silent = set() if keeps_slots else self.excluded
         self.unseen = _both_ways(unseen)
-        self.register_buffer("davg", torch.zeros(n_species, n_columns, dtype=torch.float64))
-        self.register_buffer("dstd", torch.ones(n_species, n_columns, dtype=torch.float64))
+        self.register_buffer("davg", torch.zeros(n_species, self.n_columns, dtype=torch.float64))
+        self.register_buffer("dstd", torch.ones(n_species, self.n_columns, dtype=torch.float64))
         n_nets = n_species if config.type_one_side else n_species**2
         self.embedding = nn.ModuleList(
             embedding_net(config.neuron, config.activation_function, config.resnet_dt, generator) for _ in range(n_nets)
         )
+
+    @property
+    def n_features(self) -> int:
+        """Size of D."""
+        raise NotImplementedError
 
     def forward(self, graph: Graph, r_ij: Tensor) -> list[Tensor]:
         """Describe the atoms of each species.

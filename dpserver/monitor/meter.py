@@ -10,9 +10,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any
 
 from dpserver import __version__
+from dpserver.engine.scheduler import Work
 from dpserver.errors import DeviceError, DPServerError, ProtocolError, StructureError
 from dpserver.monitor.figures import Figures, Totals, compare
 from dpserver.monitor.histogram import FRAMES, SECONDS, Histogram
@@ -23,22 +24,6 @@ RECENT_SECONDS = 10
 
 N_BATCHES = 200
 """Batches whose size and time are remembered."""
-
-
-class Work(Protocol):
-    """What the meter has to know of a request."""
-
-    @property
-    def n_frames(self) -> int:
-        """Structures it asks for."""
-
-    @property
-    def n_atoms(self) -> int:
-        """Atoms of all of them."""
-
-    @property
-    def peer(self) -> Hashable:
-        """The connection it came on, which has one at a time."""
 
 
 class Phase(Enum):

@@ -22,7 +22,7 @@ import numpy as np
 from dpserver.frames import Floats, Frames, Ints
 from dpserver.jit import jit
 from dpserver.neighbors.lists import check_density
-from dpserver.neighbors.rows import Ints32, Rows, build_rows, completed
+from dpserver.neighbors.rows import Rows, build_rows, completed
 
 MAX_EDGES = 4_000_000
 """Edges of all lists that are kept, beside those in use."""
@@ -37,30 +37,16 @@ _SAME = 1.5
 
 
 @dataclass(frozen=True, eq=False)
-class Neighbourhood:
-    """The lists of a batch, joined; positions are to be wrapped with `wraps` (see `Rows`).
+class Neighbourhood(Rows):
+    """The lists of a batch, joined: `neighbour`, `shift` and `reverse` count over the batch.
 
     Attributes:
-        starts: first edge for each atom and species of neighbours, (n_atoms * n_species + 1,).
-        neighbour: atom of the batch; shift: of the batch; reverse: edge of the batch, (n_edges,) each.
-        wraps: (n_atoms, 3).
-        shifts: (n_shifts, 3); shift_frame: whose they are, (n_shifts,).
+        shift_frame: whose the `shifts` are, (n_shifts,).
         frame_idx: frame of each atom, (n_atoms,).
     """
 
-    starts: Ints
-    neighbour: Ints32
-    shift: Ints32
-    reverse: Ints32
-    wraps: Floats
-    shifts: Floats
     shift_frame: Ints
     frame_idx: Ints
-
-    @property
-    def n_edges(self) -> int:
-        """Number of directed pairs."""
-        return len(self.neighbour)
 
     @classmethod
     def join(cls, lists: Sequence[Rows], frames: Frames) -> Neighbourhood:

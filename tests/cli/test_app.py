@@ -7,14 +7,7 @@ import pytest
 from dpserver import __version__
 from dpserver.cli import app
 from dpserver.errors import ModelFileError
-
-
-def run(monkeypatch, *arguments: str) -> int:
-    """Run the command line in this process and return its exit status."""
-    monkeypatch.setattr(sys, "argv", ["dpserver", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        app.main()
-    return int(ended.value.code or 0)
+from tests.cli.commands import exit_code
 
 
 @pytest.mark.parametrize(
@@ -37,7 +30,7 @@ def test_options_alone_mean_serve(given, understood):
 
 
 def test_help_shows_bare_serving_before_the_commands(monkeypatch, capsys):
-    assert run(monkeypatch, "--help") == 0
+    assert exit_code(monkeypatch, "--help") == 0
     text = capsys.readouterr().out
     assert text.index("dpserver --model w.pt --port 31415") < text.index("Commands")
     for command in ("serve", "train", "test", "info", "demo"):
@@ -45,30 +38,30 @@ def test_help_shows_bare_serving_before_the_commands(monkeypatch, capsys):
 
 
 def test_no_arguments_show_the_help(monkeypatch, capsys):
-    run(monkeypatch)
+    exit_code(monkeypatch)
     streams = capsys.readouterr()
     assert "dpserver --model w.pt --port 31415" in streams.out + streams.err
 
 
 def test_version(monkeypatch, capsys):
-    assert run(monkeypatch, "--version") == 0
+    assert exit_code(monkeypatch, "--version") == 0
     assert capsys.readouterr().out == f"dpserver {__version__}\n"
 
 
 def test_a_mistyped_command_gets_a_suggestion(monkeypatch, capsys):
-    assert run(monkeypatch, "trian", "input.json") == 2
+    assert exit_code(monkeypatch, "trian", "input.json") == 2
     assert "Did you mean 'train'?" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_mistyped_option_gets_a_suggestion(monkeypatch, capsys):
-    assert run(monkeypatch, "--model", "w.pt", "--prot", "31415") == 2
+    assert exit_code(monkeypatch, "--model", "w.pt", "--prot", "31415") == 2
     text = capsys.readouterr().err
     assert "--prot" in text
     assert "--port" in text
 
 
 def test_an_error_becomes_one_line_and_its_exit_code(monkeypatch, capsys):
-    assert run(monkeypatch, "info", "no.pt") == 3
+    assert exit_code(monkeypatch, "info", "no.pt") == 3
     streams = capsys.readouterr()
     assert streams.out == ""
     assert streams.err.startswith("error: ")
@@ -81,7 +74,7 @@ def test_an_interrupt_is_quiet(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("dpserver.models.checkpoint.read", interrupted)
-    assert run(monkeypatch, "info", "w.pt") == 130
+    assert exit_code(monkeypatch, "info", "w.pt") == 130
     assert capsys.readouterr() == ("", "")
 
 
@@ -111,7 +104,7 @@ def test_error_classes_reach_the_shell(monkeypatch, capsys):
         raise ModelFileError("of another kind")
 
     monkeypatch.setattr("dpserver.models.checkpoint.read", refuse)
-    assert run(monkeypatch, "info", "w.pt") == 3
+    assert exit_code(monkeypatch, "info", "w.pt") == 3
     assert capsys.readouterr().err == "error: of another kind\n"
 
 
@@ -121,5 +114,5 @@ def test_idle_threads_sleep_unless_the_user_wants_otherwise(monkeypatch, given, 
         monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     else:
         monkeypatch.setenv("OMP_WAIT_POLICY", given)
-    run(monkeypatch, "--version")
+    exit_code(monkeypatch, "--version")
     assert os.environ["OMP_WAIT_POLICY"] == used

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from dpserver.cli import app
 from dpserver.models import checkpoint
+from tests.cli.commands import run
 from tests.models import committees
 
 
@@ -20,13 +19,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         checkpoint.save(tmp_path / f"{seed}.pt", committees.member(seed, rcut=4.5 if seed == 3 else 4.0), training)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str, code: int = 0) -> None:
-    monkeypatch.setattr(sys, "argv", ["dpserver", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        app.main()
-    assert (ended.value.code or 0) == code
 
 
 def test_models_are_joined(folder, monkeypatch, capsys):

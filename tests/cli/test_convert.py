@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.cli.commands import run
+
 pytest.importorskip("h5py")
 
-from dpserver.cli import app
 from dpserver.models import checkpoint, deepmd
 from tests.models import committees
 from tests.models.deepmd import stored
@@ -24,13 +24,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "water.xyz").write_text("3\n\nO 0 0 0\nH 0 0 1\nH 0 1 0\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str, code: int = 0) -> None:
-    monkeypatch.setattr(sys, "argv", ["dpserver", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        app.main()
-    assert (ended.value.code or 0) == code
 
 
 def test_a_frozen_model_becomes_a_model_file(folder, monkeypatch, capsys):

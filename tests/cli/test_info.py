@@ -1,15 +1,14 @@
 import json
-import sys
 
 import numpy as np
 import pytest
 import torch
 
-from dpserver.cli import app
 from dpserver.errors import ModelFileError
 from dpserver.models import checkpoint
 from dpserver.models.config import ModelConfig, parse
 from dpserver.models.potential import Potential
+from tests.cli.commands import run
 
 WATER = {
     "type_map": ["O", "H"],
@@ -38,15 +37,8 @@ def model(tmp_path):
     return tmp_path / "w.pt"
 
 
-def run(monkeypatch, *arguments: str, code: int = 0) -> None:
-    monkeypatch.setattr(sys, "argv", ["dpserver", "info", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        app.main()
-    assert (ended.value.code or 0) == code
-
-
 def test_the_card_names_what_matters(model, monkeypatch, capsys):
-    run(monkeypatch, str(model))
+    run(monkeypatch, "info", str(model))
     card = capsys.readouterr().out
     for words in ("w.pt", "O H", "6 atoms per structure: 2 O, 4 H", "se_e2_a", "6 Å", "20 40", "12 12", "double"):
         assert words in card
@@ -55,7 +47,7 @@ def test_the_card_names_what_matters(model, monkeypatch, capsys):
 
 
 def test_json_holds_everything_but_the_weights(model, monkeypatch, capsys):
-    run(monkeypatch, str(model), "--json")
+    run(monkeypatch, "info", str(model), "--json")
     described = json.loads(capsys.readouterr().out)
     values = checkpoint.read(model)
     assert set(described) == {*values, "file", "bytes", "n_parameters", "tables"}
@@ -79,7 +71,7 @@ def test_a_file_that_cannot_be_served_gets_no_card(model, monkeypatch, capsys):
         checkpoint.write(model, {**whole, **changes})
         with pytest.raises(ModelFileError, match=message):
             checkpoint.load(model)
-        run(monkeypatch, str(model), code=3)
+        run(monkeypatch, "info", str(model), code=3)
         printed = capsys.readouterr()
         assert printed.out == ""
         assert message in " ".join(printed.err.split())
@@ -88,7 +80,7 @@ def test_a_file_that_cannot_be_served_gets_no_card(model, monkeypatch, capsys):
 
 def test_a_model_of_mixed_compositions_in_local_frames(tmp_path, monkeypatch, capsys):
     checkpoint.save(tmp_path / "w.pt", Potential(parse(ModelConfig, LOCAL_FRAME)))
-    run(monkeypatch, str(tmp_path / "w.pt"))
+    run(monkeypatch, "info", str(tmp_path / "w.pt"))
     card = capsys.readouterr().out
     assert "loc_frame" in card
     assert "4 8 / 6 12" in card

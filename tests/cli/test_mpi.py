@@ -7,6 +7,7 @@ import pytest
 from dpserver.cli import app, mpi, serve
 from dpserver.daemon import mpi_driver
 from dpserver.transport import ffmpi
+from tests.cli.commands import exit_code
 from tests.fake_mpi import FakeIpi
 
 
@@ -21,13 +22,6 @@ class Job:
         monkeypatch.setattr(ffmpi, "load_mpi", lambda: module)
         monkeypatch.setattr(mpi_driver, "load_mpi", lambda: module)
         monkeypatch.setattr(ffmpi, "LAST_WORDS_SECONDS", 0.0)
-
-
-def run(monkeypatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["dpserver", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        app.main()
-    return int(ended.value.code or 0)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +39,7 @@ def run(monkeypatch, *arguments: object) -> int:
 )
 def test_what_is_wrong_ends_the_whole_job(monkeypatch, capsys, arguments, code, complaint):
     job = Job(monkeypatch)
-    assert run(monkeypatch, *arguments, "--mpi-driver") == code
+    assert exit_code(monkeypatch, *arguments, "--mpi-driver") == code
     assert job.codes == [code]
     assert complaint in " ".join(capsys.readouterr().err.split())
 
@@ -61,7 +55,7 @@ def test_what_is_wrong_ends_the_whole_job(monkeypatch, capsys, arguments, code, 
 def test_a_job_does_not_wait_for_a_rank_without_the_option(monkeypatch, capsys, variable, arguments, complaint):
     job = Job(monkeypatch)
     monkeypatch.setenv(variable, "2")
-    assert run(monkeypatch, *arguments) == 2
+    assert exit_code(monkeypatch, *arguments) == 2
     assert job.codes == [2]
     assert complaint in " ".join(capsys.readouterr().err.split())
 
@@ -70,7 +64,7 @@ def test_options_for_other_commands_in_the_environment_are_left_alone(monkeypatc
     job = Job(monkeypatch)
     monkeypatch.setenv("DPSERVER_TIMEOUT", "60")
     monkeypatch.setenv("DPSERVER_MPI_DRIVER", "1")
-    assert run(monkeypatch, "--model", "nowhere.pt") == 3
+    assert exit_code(monkeypatch, "--model", "nowhere.pt") == 3
     assert job.codes == [3]
     assert "has no meaning" not in capsys.readouterr().err
 
@@ -87,8 +81,8 @@ def test_a_bug_ends_the_whole_job_and_shows_itself(monkeypatch, capsys):
 
 def test_a_job_of_one_and_other_commands_end_as_usual(monkeypatch):
     job = Job(monkeypatch, size=1)
-    assert run(monkeypatch, "--model", "nowhere.pt", "--mpi-driver") == 3
-    assert run(monkeypatch, "--model", "nowhere.pt") == 3
+    assert exit_code(monkeypatch, "--model", "nowhere.pt", "--mpi-driver") == 3
+    assert exit_code(monkeypatch, "--model", "nowhere.pt") == 3
     with pytest.raises(SystemExit), mpi.whole_job(["--mpi-driver"]):
         sys.exit(0)
     assert not job.codes

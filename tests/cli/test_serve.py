@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpserver.cli import app, serve
+from dpserver.cli import serve
 from dpserver.errors import ConfigError
 from dpserver.frames import Frames
 from dpserver.models import checkpoint
@@ -21,6 +21,7 @@ from dpserver.models.config import ModelConfig, parse
 from dpserver.models.potential import Potential
 from dpserver.transport import InetEndpoint, ShmEndpoint, UnixEndpoint
 from tests import structures
+from tests.cli.commands import exit_code
 from tests.models import committees
 from tests.peer import EXIT, GETFORCE, NEEDINIT, PATIENCE, Line, Peer, posdata
 
@@ -41,14 +42,6 @@ def model(tmp_path_factory) -> Path:
     potential.template = ("O", "H", "H")
     checkpoint.save(path, potential)
     return path
-
-
-def run(monkeypatch, *arguments: object) -> int:
-    """Run the command line in this process and return its exit status."""
-    monkeypatch.setattr(sys, "argv", ["dpserver", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        app.main()
-    return int(ended.value.code or 0)
 
 
 def check(line: Line, model: Path, frame: Frames = FRAME) -> None:
@@ -127,24 +120,24 @@ def test_connections_out_of_bounds(text):
     ],
 )
 def test_options_that_cannot_be_used_are_one_line_and_exit_2(model, monkeypatch, capsys, options, complaint):
-    assert run(monkeypatch, "--model", model, *options) == 2
+    assert exit_code(monkeypatch, "--model", model, *options) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if not re.match(r"\d{4}-", line)]
     assert line.startswith("error: ")
     assert complaint in line
 
 
 def test_a_missing_model_exits_3(monkeypatch, capsys, tmp_path):
-    assert run(monkeypatch, "--model", tmp_path / "none.pt") == 3
+    assert exit_code(monkeypatch, "--model", tmp_path / "none.pt") == 3
     assert f"error: model file {tmp_path}/none.pt does not exist" in capsys.readouterr().err
 
 
 def test_a_model_is_needed(monkeypatch, capsys):
-    assert run(monkeypatch, "--port", "31415") == 2
+    assert exit_code(monkeypatch, "--port", "31415") == 2
     assert "--model" in capsys.readouterr().err
 
 
 def test_nobody_listening_exits_6(model, monkeypatch, capsys):
-    assert run(monkeypatch, "--model", model, "--unix", "dpserver_test_nobody", "--timeout", "0.1") == 6
+    assert exit_code(monkeypatch, "--model", model, "--unix", "dpserver_test_nobody", "--timeout", "0.1") == 6
     assert "nobody has listened for 0.1 s" in capsys.readouterr().err
 
 
@@ -159,7 +152,7 @@ def test_a_peer_is_served_once(model, monkeypatch, capsys):
                 line.is_closed()
 
         thread = in_background(play)
-        assert run(monkeypatch, "--model", model, "--unix", peer.address, "--once") == 0
+        assert exit_code(monkeypatch, "--model", model, "--unix", peer.address, "--once") == 0
         thread.join(PATIENCE)
     log = capsys.readouterr().err
     assert "w.pt: knows O, H, cutoff 3 Å" in log
@@ -171,7 +164,7 @@ def test_a_peer_is_served_once(model, monkeypatch, capsys):
 
 def test_a_busy_metrics_port_exits_2_before_the_model_is_loaded(monkeypatch, capsys):
     with Peer(0) as other:
-        assert run(monkeypatch, "--model", "none.pt", "--metrics", f"127.0.0.1:{other.address}") == 2
+        assert exit_code(monkeypatch, "--model", "none.pt", "--metrics", f"127.0.0.1:{other.address}") == 2
     assert f"error: --metrics cannot listen on port {other.address} of 127.0.0.1" in capsys.readouterr().err
 
 
@@ -185,7 +178,7 @@ def test_a_real_daemon_is_seen_by_status_and_leaves_no_socket(model, tmp_path, m
             with peer.accept() as line:
                 line.handshake()
                 check(line, model)
-                assert run(monkeypatch, "status", "--json", "--pid", process.pid) == 0
+                assert exit_code(monkeypatch, "status", "--json", "--pid", process.pid) == 0
                 (snapshot,) = json.loads(capsys.readouterr().out)
                 process.send_signal(signal.SIGTERM)
                 assert process.wait(60) == 0
@@ -215,7 +208,7 @@ def test_a_committee_tells_where_it_disagrees(monkeypatch, capsys, tmp_path):
 
         thread = in_background(play)
         options = ("--species", "O H H", "--warn-deviation", "1e-3", "--save-deviating", kept, "--once")
-        assert run(monkeypatch, "--model", tmp_path / "w.pt", "--unix", peer.address, *options) == 0
+        assert exit_code(monkeypatch, "--model", tmp_path / "w.pt", "--unix", peer.address, *options) == 0
         thread.join(PATIENCE)
     log = capsys.readouterr().err
     assert "w.pt: knows O, H, cutoff 4 Å, committee of 2" in log
@@ -243,7 +236,7 @@ def test_every_option_can_come_from_the_environment(model, monkeypatch, capsys):
                 first.is_closed()
 
         thread = in_background(play)
-        assert run(monkeypatch, "serve") == 0
+        assert exit_code(monkeypatch, "serve") == 0
         thread.join(PATIENCE)
     entries = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert {"time", "level", "logger", "message"} == set(entries[0])
@@ -260,7 +253,7 @@ def test_refused_input_exits_4_when_serving_once(model, monkeypatch, capsys):
                 assert line.is_closed()
 
         thread = in_background(play)
-        assert run(monkeypatch, "--model", model, "--unix", peer.address, "--once") == 4
+        assert exit_code(monkeypatch, "--model", model, "--unix", peer.address, "--once") == 4
         thread.join(PATIENCE)
     assert "refused: expected the header" in capsys.readouterr().err
 

@@ -3,15 +3,15 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
 from pathlib import Path
 
 import pytest
 
-from dpserver.cli import app, status
+from dpserver.cli import status
 from dpserver.monitor import Kind, Phase
 from dpserver.transport import control
 from dpserver.transport.control import ControlServer
+from tests.cli.commands import exit_code
 from tests.monitor.doubles import Job, Watched
 
 
@@ -46,16 +46,9 @@ def serve(home: Path, watched: Watched, name: int | None = None) -> ControlServe
     return ControlServer(path, lambda: json.dumps(watched.meter.snapshot()).encode())
 
 
-def run(monkeypatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["dpserver", "status", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        app.main()
-    return int(ended.value.code or 0)
-
-
 def test_a_page_for_people(home, watched, monkeypatch, capsys):
     with serve(home, watched):
-        assert run(monkeypatch) == 0
+        assert exit_code(monkeypatch, "status") == 0
     text = capsys.readouterr().out
     assert f"dpserver {os.getpid()}: serving for 0:00:10, w.pt on cuda:0, 123 MB" in text
     assert "last 10 s: 20 batches/s of 8 structures, 8 at most; 160 evaluations/s, 26 µs/atom\n" in text
@@ -69,16 +62,16 @@ def test_a_page_for_people(home, watched, monkeypatch, capsys):
 
 def test_json_for_programs(home, watched, monkeypatch, capsys):
     with serve(home, watched, 7), serve(home, watched, 12):
-        assert run(monkeypatch, "--json") == 0
+        assert exit_code(monkeypatch, "status", "--json") == 0
         first, second = json.loads(capsys.readouterr().out)
         assert first["totals"]["frames"] == second["totals"]["frames"] == 1600
-        assert run(monkeypatch, "--json", "--pid", "12") == 0
+        assert exit_code(monkeypatch, "status", "--json", "--pid", "12") == 0
         assert len(json.loads(capsys.readouterr().out)) == 1
 
 
 def test_a_daemon_that_loads_its_model(home, monkeypatch, capsys):
     with serve(home, Watched()):
-        assert run(monkeypatch) == 0
+        assert exit_code(monkeypatch, "status") == 0
     text = capsys.readouterr().out
     assert "loading the model for 0:00:00" in text
     assert "0 batches/s" in text
@@ -86,18 +79,18 @@ def test_a_daemon_that_loads_its_model(home, monkeypatch, capsys):
 
 def test_a_socket_elsewhere(tmp_path, watched, monkeypatch, capsys):
     with serve(tmp_path, watched, 1):
-        assert run(monkeypatch, "--control", tmp_path / "1") == 0
+        assert exit_code(monkeypatch, "status", "--control", tmp_path / "1") == 0
     assert "w.pt" in capsys.readouterr().out
 
 
 def test_nobody(home, monkeypatch, capsys):
-    assert run(monkeypatch) == 1
+    assert exit_code(monkeypatch, "status") == 1
     assert "no daemon of this user is running here" in capsys.readouterr().err
-    assert run(monkeypatch, "--pid", "7") == 1
+    assert exit_code(monkeypatch, "status", "--pid", "7") == 1
     assert "no daemon of this user with the process number 7 is running here" in capsys.readouterr().err
-    assert run(monkeypatch, "--control", home / "1") == 1
+    assert exit_code(monkeypatch, "status", "--control", home / "1") == 1
     assert "no daemon listens at" in capsys.readouterr().err
-    assert run(monkeypatch, "--json") == 1
+    assert exit_code(monkeypatch, "status", "--json") == 1
     assert json.loads(capsys.readouterr().out) == []
 
 
@@ -105,7 +98,7 @@ def test_a_dead_daemon_is_tidied_up(home, monkeypatch):
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(home / "7"))
         sock.listen()
-    assert run(monkeypatch) == 1
+    assert exit_code(monkeypatch, "status") == 1
     assert list(home.iterdir()) == []
 
 
@@ -114,9 +107,9 @@ def test_a_daemon_that_does_not_answer(home, monkeypatch, capsys):
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(home / "7"))
         sock.listen()
-        assert run(monkeypatch) == 0
+        assert exit_code(monkeypatch, "status") == 0
         assert "dpserver 7: does not answer" in capsys.readouterr().out
-        assert run(monkeypatch, "--json") == 0
+        assert exit_code(monkeypatch, "status", "--json") == 0
         assert json.loads(capsys.readouterr().out) == [{"pid": 7, "phase": "does not answer"}]
 
 
@@ -130,12 +123,12 @@ def test_watching_until_ctrl_c(home, watched, monkeypatch, capsys):
 
     monkeypatch.setattr(status, "sleep", wait)
     with serve(home, watched):
-        assert run(monkeypatch, "--watch") == 0
+        assert exit_code(monkeypatch, "status", "--watch") == 0
     assert len(turns) == 3
     assert "1,600 evaluations" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("options", [["--json", "--watch"], ["--pid", "1", "--control", "x"]])
 def test_options_that_exclude_each_other(monkeypatch, capsys, options):
-    assert run(monkeypatch, *options) == 2
+    assert exit_code(monkeypatch, "status", *options) == 2
     assert "give one of them" in capsys.readouterr().err
