@@ -29,6 +29,10 @@ class Frames:
         cell: lattice vectors as rows, (n_frames, 3, 3), float64, Å; rows of open directions may be zero.
         pbc: periodic directions, (n_frames, 3), bool.
         frame_idx: frame of each atom, ascending, (n_atoms,), int64.
+        is_ghost: atoms that are only there as neighbours of others, (n_atoms,), bool: their own energy belongs to
+            another part of the structure. None where there are none.
+        fparam: parameters of each frame for models that take such, (n_frames, n_fparam), float64.
+        aparam: parameters of each atom, (n_atoms, n_aparam), float64.
     """
 
     positions: Floats
@@ -36,6 +40,9 @@ class Frames:
     cell: Floats
     pbc: Bools
     frame_idx: Ints
+    is_ghost: Bools | None = None
+    fparam: Floats | None = None
+    aparam: Floats | None = None
 
     @property
     def n_atoms(self) -> int:
@@ -107,19 +114,34 @@ class Frames:
             np.concatenate([p.cell for p in parts]),
             np.concatenate([p.pbc for p in parts]),
             np.concatenate([p.frame_idx + k for p, k in zip(parts, first[:-1], strict=True)]),
+            _joined_ghosts(parts),
+            _joined([p.fparam for p in parts], "fparam"),
+            _joined([p.aparam for p in parts], "aparam"),
         )
 
     def __getitem__(self, frame: int) -> Frames:
         """One frame as a batch of its own; its arrays are views."""
         if not 0 <= frame < self.n_frames:
             raise IndexError(f"frame {frame} of a batch of {self.n_frames}")
-        lo, hi = np.searchsorted(self.frame_idx, [frame, frame + 1])
+        return self.part(frame, frame + 1)
+
+    def part(self, start: int, stop: int) -> Frames:
+        """Consecutive frames, counted from 0 again; the arrays are views.
+
+        Args:
+            start: the first.
+            stop: the last + 1.
+        """
+        lo, hi = np.searchsorted(self.frame_idx, [start, stop])
         return Frames(
             self.positions[lo:hi],
             self.types[lo:hi],
-            self.cell[frame : frame + 1],
-            self.pbc[frame : frame + 1],
-            np.zeros(hi - lo, dtype=np.int64),
+            self.cell[start:stop],
+            self.pbc[start:stop],
+            self.frame_idx[lo:hi] - start,
+            None if self.is_ghost is None else self.is_ghost[lo:hi],
+            None if self.fparam is None else self.fparam[start:stop],
+            None if self.aparam is None else self.aparam[lo:hi],
         )
 
     def __iter__(self) -> Iterator[Frames]:
@@ -154,6 +176,27 @@ class Frames:
         volume, product = np.abs(np.linalg.det(rows)), np.linalg.norm(rows, axis=2).prod(axis=1)
         for k in np.flatnonzero(~self.pbc.all(axis=1) | (volume <= 2e-6 * product)):
             _check_cell(self.cell[k][self.pbc[k]])
+
+
+def _joined_ghosts(parts: Sequence[Frames]) -> Bools | None:
+    """Which atoms of a batch are ghosts; parts that do not say have none."""
+    if all(p.is_ghost is None for p in parts):
+        return None
+    return np.concatenate([np.zeros(p.n_atoms, dtype=bool) if p.is_ghost is None else p.is_ghost for p in parts])
+
+
+def _joined(parts: Sequence[Floats | None], name: str) -> Floats | None:
+    """The parameters of a batch.
+
+    Raises:
+        StructureError: only some parts have them, or not all the same number.
+    """
+    given = [p for p in parts if p is not None]
+    if not given:
+        return None
+    if len(given) < len(parts) or len({p.shape[1] for p in given}) > 1:
+        raise StructureError(f"all structures of a batch must have the same number of parameters {name}")
+    return np.concatenate(given)
 
 
 def _indices(types: ArrayLike) -> Ints:

@@ -221,19 +221,7 @@ def _halve(pieces: Sequence[_Piece]) -> list[list[_Piece]]:
     (piece,) = pieces
     n_frames = piece.frames.n_frames
     half = n_frames // 2
-    return [[_Piece(piece.part, _cut(piece.frames, *ends))] for ends in ((half, n_frames), (0, half))] if half else []
-
-
-def _cut(frames: Frames, start: int, stop: int) -> Frames:
-    """Consecutive frames of a batch; the arrays are views."""
-    lo, hi = np.searchsorted(frames.frame_idx, [start, stop])
-    return Frames(
-        frames.positions[lo:hi],
-        frames.types[lo:hi],
-        frames.cell[start:stop],
-        frames.pbc[start:stop],
-        frames.frame_idx[lo:hi] - start,
-    )
+    return [[_Piece(piece.part, piece.frames.part(*ends))] for ends in ((half, n_frames), (0, half))] if half else []
 
 
 def _is_out_of_memory(error: Exception) -> bool:

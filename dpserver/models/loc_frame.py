@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from dpserver.errors import StructureError
 from dpserver.models.config import LocFrameConfig
+from dpserver.models.description import Description
 from dpserver.models.graph import Block, Graph
 
 COLINEAR: Final = 1e-4
@@ -54,7 +55,7 @@ class LocFrame(nn.Module):
         self.register_buffer("davg", torch.zeros(n_species, self.n_features, dtype=torch.float64))
         self.register_buffer("dstd", torch.ones(n_species, self.n_features, dtype=torch.float64))
 
-    def forward(self, graph: Graph, r_ij: Tensor) -> list[Tensor]:
+    def forward(self, graph: Graph, r_ij: Tensor) -> list[Description]:
         """Describe the atoms of each species.
 
         Args:
@@ -62,13 +63,13 @@ class LocFrame(nn.Module):
             r_ij: vectors of its edges, (n_edges, 3), Å.
 
         Returns:
-            For each species, (atoms of it, n_features), in the order of `graph.atoms`.
+            For each species, the descriptors of its atoms, in the order of `graph.atoms`.
 
         Raises:
             StructureError: an atom has no neighbour, or no two off one line, to span its frame.
         """
         raw = self.environment(graph, r_ij)
-        return [(d - self.davg[c]) / self.dstd[c] for c, d in enumerate(raw)]
+        return [Description((d - self.davg[c]) / self.dstd[c]) for c, d in enumerate(raw)]
 
     def environment(self, graph: Graph, r_ij: Tensor) -> list[Tensor]:
         """D before standardisation: for each species, (atoms of it, n_features), 1/Å."""

@@ -189,7 +189,7 @@ def skip_of(layer: Layer, dtype: Any) -> int:
 
 def layers_of(member: Potential, centre: int) -> list[Layer]:
     """The layers of a fitting net, the linear last one as well."""
-    return [layer for layer in member.fitting[centre].children() if isinstance(layer, Layer)]
+    return [layer for layer in member.fitting.net_of(centre).children() if isinstance(layer, Layer)]
 
 
 def rounded(n: int, multiple: int) -> int:

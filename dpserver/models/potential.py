@@ -18,8 +18,8 @@ from dpserver.frames import Floats, ForceResult, Frames
 from dpserver.models.compilation import TABLE_ERROR, Compilation
 from dpserver.models.config import ModelConfig
 from dpserver.models.descriptors import make_descriptor
+from dpserver.models.fitting import Fitting
 from dpserver.models.graph import Graph
-from dpserver.models.networks import fitting_net
 
 PRECISIONS = {
     "double": (torch.float64, torch.float64),
@@ -88,18 +88,7 @@ class Potential(nn.Module):
         self.min_distance: Floats = np.full((len(self.species), len(self.species)), np.inf)
         self.descriptor = make_descriptor(config, generator)
         self.rcut = self.descriptor.rcut
-        fitting = config.fitting_net
-        self.fitting = nn.ModuleList(
-            fitting_net(
-                self.descriptor.n_features,
-                fitting.neuron,
-                fitting.activation_function,
-                fitting.resnet_dt,
-                generator,
-                fitting.skips_only_equal,
-            )
-            for _ in self.species
-        )
+        self.fitting = Fitting(config.fitting_net, self.descriptor.n_features, len(self.species), generator)
         self.register_buffer("energy_bias", torch.zeros(len(self.species), dtype=torch.float64))
         self._compilation: Compilation | None = None
         self.set_precision(precision)
@@ -131,13 +120,10 @@ class Potential(nn.Module):
         return Graph.build(frames, neighbors.build(frames, self.rcut), len(self.species), self.device)
 
     def atom_energies(self, graph: Graph, r_ij: Tensor) -> Tensor:
-        """Energy of each atom, (n_atoms,), float64, eV, from the edge vectors (n_edges, 3), Å."""
-        features = self.descriptor(graph, r_ij.to(self.environment_dtype))
-        energies = [
-            net(d.to(self.network_dtype)).squeeze(-1).double() + bias
-            for net, d, bias in zip(self.fitting, features, self.energy_bias, strict=True)
-        ]
-        return torch.cat(energies)[torch.argsort(torch.cat(graph.atoms))]
+        """Energy of each atom, 0 for ghosts, (n_atoms,), float64, eV, from the edge vectors (n_edges, 3), Å."""
+        outputs = self.fitting(graph, self.descriptor(graph, r_ij.to(self.environment_dtype)))
+        energies = [output.squeeze(-1).double() + bias for output, bias in zip(outputs, self.energy_bias, strict=True)]
+        return graph.by_atom(energies)
 
     def forward(self, graph: Graph, *, is_training: bool = False) -> Prediction:
         """Predict energies, and by differentiation forces and virials.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dpserver.kernels.segments import sum_outer
 from dpserver.models.config import SeE2AConfig
+from dpserver.models.description import Description
 from dpserver.models.graph import Graph
 from dpserver.models.smooth import SmoothDescriptor
 
@@ -28,12 +29,12 @@ class SeE2A(SmoothDescriptor[SeE2AConfig]):
         """Size of D."""
         return self.config.neuron[-1] * self.config.axis_neuron
 
-    def _describe(self, graph: Graph, environment: Tensor, centre: int) -> Tensor:
-        """D of the atoms of one species."""
+    def _describe(self, graph: Graph, environment: Tensor, centre: int) -> Description:
+        """The descriptors of the atoms of one species; their directions are (R̃ᵀ G)ᵀ without its row of s."""
         moments = [self._moment(graph, environment, centre, k) for k in range(self.n_species)]
         moment = torch.stack(moments).sum(dim=0) / sum(self.sel)
         d = moment.transpose(1, 2) @ moment[:, :, : self.config.axis_neuron]
-        return d.flatten(1)
+        return Description(d.flatten(1), moment[:, 1:].transpose(1, 2))
 
     def _moment(self, graph: Graph, environment: Tensor, centre: int, neighbour: int) -> Tensor:
         """R̃ᵀ G summed over the slots of one neighbour species, (atoms of the centre's, 4, n_channels)."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dpserver.kernels.segments import sum_outer
 from dpserver.models.config import SeE2RConfig
+from dpserver.models.description import Description
 from dpserver.models.graph import Graph
 from dpserver.models.smooth import SmoothDescriptor
 
@@ -35,10 +36,10 @@ class SeE2R(SmoothDescriptor[SeE2RConfig]):
         """Size of D."""
         return self.config.neuron[-1]
 
-    def _describe(self, graph: Graph, environment: Tensor, centre: int) -> Tensor:
-        """D of the atoms of one species."""
+    def _describe(self, graph: Graph, environment: Tensor, centre: int) -> Description:
+        """The descriptors of the atoms of one species."""
         sums = [self._sum(graph, environment, centre, k) for k in range(self.n_species)]
-        return torch.stack(sums).sum(dim=0) * (SCALE / sum(self.sel))
+        return Description(torch.stack(sums).sum(dim=0) * (SCALE / sum(self.sel)))
 
     def _sum(self, graph: Graph, environment: Tensor, centre: int, neighbour: int) -> Tensor:
         """G summed over the slots of one neighbour species, (atoms of the centre's, n_channels)."""

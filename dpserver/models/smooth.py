@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dpserver.errors import ConfigError, StructureError
 from dpserver.models.config import SmoothConfig
+from dpserver.models.description import Description
 from dpserver.models.graph import Block, Graph
 from dpserver.models.networks import embedding_net
 
@@ -74,7 +75,7 @@ class SmoothDescriptor(nn.Module, Generic[Config]):
         """Size of D."""
         raise NotImplementedError
 
-    def forward(self, graph: Graph, r_ij: Tensor) -> list[Tensor]:
+    def forward(self, graph: Graph, r_ij: Tensor) -> list[Description]:
         """Describe the atoms of each species.
 
         Args:
@@ -82,7 +83,7 @@ class SmoothDescriptor(nn.Module, Generic[Config]):
             r_ij: vectors of its edges, (n_edges, 3), Å.
 
         Returns:
-            For each species, (atoms of it, n_features), in the order of `graph.atoms`.
+            For each species, the descriptors of its atoms, in the order of `graph.atoms`.
 
         Raises:
             StructureError: an atom has more neighbours of a species than `sel` holds.
@@ -126,8 +127,8 @@ class SmoothDescriptor(nn.Module, Generic[Config]):
         if not self.config.set_davg_zero:
             self.davg.copy_(torch.cat([mean[:, :1], torch.zeros_like(angular)], dim=1))
 
-    def _describe(self, graph: Graph, environment: Tensor, centre: int) -> Tensor:
-        """D of the atoms of one species, (atoms of it, n_features)."""
+    def _describe(self, graph: Graph, environment: Tensor, centre: int) -> Description:
+        """The descriptors of the atoms of one species."""
         raise NotImplementedError
 
     def embedding_of(self, centre: int, neighbour: int) -> nn.Module:

@@ -105,7 +105,7 @@ def test_features_against_a_plain_loop(model: PotentialContract) -> None:
         graph = potential.graph(frame)
         features = descriptor(graph, graph.vectors())
         for species, atoms in enumerate(graph.atoms):
-            for d, atom in zip(features[species], atoms.tolist(), strict=True):
+            for d, atom in zip(features[species].features, atoms.tolist(), strict=True):
                 expected = describe(descriptor.config, frame, atom)
                 n_empty += int(np.sum(expected == 0))
                 expected = (expected - descriptor.davg[species].numpy()) / descriptor.dstd[species].numpy()
@@ -136,7 +136,7 @@ def test_normalisation_is_that_of_the_frames() -> None:
     whole = TestWater().potential().graph(frames)
     parts = [TestWater().potential().graph(frame) for frame in frames]
     descriptor.fit_normalisation(parts, 1e-3)
-    for species, d in enumerate(descriptor(whole, whole.vectors())):
+    for species, (d, _) in enumerate(descriptor(whole, whole.vectors())):
         free = descriptor.dstd[species] > 1e-3
         assert free.sum() > 20
         torch.testing.assert_close(d.mean(dim=0), torch.zeros(descriptor.n_features, dtype=torch.float64))

@@ -186,7 +186,7 @@ def test_descriptor_slot_by_slot(one_side: bool, exclude: list[list[int]]) -> No
     frame = structures.cluster()
     graph = potential.graph(frame)
     d, types, r_ij = potential.descriptor, torch.as_tensor(frame.types), graph.vectors()
-    features = d(graph, r_ij)[0]
+    description = d(graph, r_ij)[0]
     rows = (d.environment(r_ij) - d.davg[0]) / d.dstd[0]
     empty = (-d.davg[0] / d.dstd[0])[None]
     for place, atom in enumerate(graph.atoms[0].tolist()):
@@ -200,7 +200,9 @@ def test_descriptor_slot_by_slot(one_side: bool, exclude: list[list[int]]) -> No
             slots = torch.cat([torch.zeros_like(mine) if is_excluded else mine, empty.expand(sel - len(mine), 4)])
             net = d.embedding[species if one_side else species * 2]
             moment += slots.T @ net(slots[:, :1]) / (15 + 27)
-        torch.testing.assert_close((moment.T @ moment[:, :3]).flatten(), features[place], rtol=1e-12, atol=1e-14)
+        expected = (moment.T @ moment[:, :3]).flatten()
+        torch.testing.assert_close(expected, description.features[place], rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(moment[1:].T, description.directions[place], rtol=1e-12, atol=1e-14)
 
 
 # --- geometry, any ---------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def test_descriptor_slot_by_slot(kind: str, one_side: bool, keeps: bool, way: st
     frame = structures.cluster()
     graph = potential.graph(frame)
     d, types, r_ij = potential.descriptor, torch.as_tensor(frame.types), graph.vectors()
-    for centre, features in enumerate(d(graph, r_ij)):
+    for centre, (features, _) in enumerate(d(graph, r_ij)):
         rows = (d.environment(r_ij) - d.davg[centre]) / d.dstd[centre]
         empty = (-d.davg[centre] / d.dstd[centre])[None]
         for place, atom in enumerate(graph.atoms[centre].tolist()):

@@ -68,7 +68,7 @@ def test_loc_frame_is_normalised_feature_by_feature(system):
     potential = initial_potential(parse(ModelConfig, teacher.LOC_FRAME), [system], [1], 0, "double")
     features = [potential.descriptor(*_graph_and_vectors(system, k)) for k in range(system.data.n_frames)]
     for centre in range(2):
-        d = torch.cat([f[centre] for f in features]).numpy()
+        d = torch.cat([f[centre].features for f in features]).numpy()
         assert d.mean(axis=0) == pytest.approx(np.zeros(d.shape[1]), abs=1e-9)
         is_varied = potential.descriptor.dstd[centre].numpy() > 0.01
         assert is_varied.any()

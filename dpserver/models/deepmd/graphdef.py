@@ -113,3 +113,8 @@ def _value(name: str, tensor: Any, budget: Budget) -> Array | bytes | None:
     if len(values) != size:
         raise ModelFileError(f"its constant {name} has {len(values)} numbers for the shape {shape}; it is damaged")
     return values.reshape(shape)
+
+
+def numbers(constants: Constants, *names: str) -> Any:
+    """The first array there is under one of these names."""
+    return next((v for name in names if isinstance(v := constants.get(name), np.ndarray)), None)

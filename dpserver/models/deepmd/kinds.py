@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 from dpserver.errors import ModelFileError
-from dpserver.models.deepmd.tree import get, is_unset, shown
+from dpserver.models.deepmd.forms import Form, cannot_dump
+from dpserver.models.deepmd.tree import Tree, get, is_unset, shown
+from dpserver.models.deepmd.two_body import SeE2AForm, SeE2RForm
 
-DESCRIPTORS: Final = {"se_e2_a": "se_e2_a", "se_a": "se_e2_a", "se_e2_r": "se_r", "se_r": "se_r"}
-"""Descriptors that are supported, and what the tree calls them."""
+_FORMS: Final[tuple[Form, ...]] = (SeE2AForm(), SeE2RForm())
+"""The descriptors that are supported."""
 _NAMES: Final = {
     "dpa1": "DPA-1",
     "se_atten": "DPA-1 (se_atten)",
@@ -24,7 +26,7 @@ _NAMES: Final = {
     "linear_ener": "linear combination",
 }
 _ADVICE: Final = (
-    f"dpserver reads energy models with the descriptors {', '.join(dict.fromkeys(DESCRIPTORS))}; serve this one with "
+    f"dpserver reads energy models with the descriptors {', '.join(form.ours for form in _FORMS)}; serve this one with "
     "DeePMD-kit's own `dp_ipi`"
 )
 _MAX_TYPES: Final = 500
@@ -36,14 +38,43 @@ _REFUSED: Final = {
 }
 
 
-def check_kind(model: object) -> str:
+def form_of(section: Tree, where: str = "model.descriptor") -> Form:
+    """How the descriptor of a section is written.
+
+    Args:
+        section: of a tree, or of a training input.
+        where: dotted place of it.
+
+    Raises:
+        ModelFileError: it is not supported.
+    """
+    name = str(get(section, "type", str, where)).lower()
+    for form in _FORMS:
+        if name in form.names:
+            return form
+    raise ModelFileError(f"its descriptor is {_NAMES.get(name, name)}, not supported; {_ADVICE}")
+
+
+def form_of_input(descriptor_type: str) -> Form:
+    """How a descriptor of our own configuration is written.
+
+    Raises:
+        ConfigError: DeePMD-kit's tree knows none such.
+    """
+    for form in _FORMS:
+        if form.ours == descriptor_type:
+            return form
+    raise cannot_dump(f"a model with the descriptor {descriptor_type}")
+
+
+def check_kind(model: object) -> Form:
     """Refuse a model that is no energy model of a supported descriptor.
 
     Args:
         model: the section `model` of a tree, or of a training input.
 
     Returns:
-        The descriptor, by its name in the tree.
+        How its descriptor is written.
 
     Raises:
         ModelFileError: naming what it is.
@@ -60,28 +91,12 @@ def check_kind(model: object) -> str:
     kind = str(model.get("type", "standard")).lower()
     if kind != "standard":
         raise ModelFileError(f"it is a {_NAMES.get(kind, kind)} model, which is not supported; {_ADVICE}")
-    descriptor = str(get(get(dict(model), "descriptor", dict, "model"), "type", str, "model.descriptor")).lower()
-    if descriptor not in DESCRIPTORS:
-        raise ModelFileError(f"its descriptor is {_NAMES.get(descriptor, descriptor)}, not supported; {_ADVICE}")
+    form = form_of(get(dict(model), "descriptor", dict, "model"))
     fitting = model.get("fitting", model.get("fitting_net", {}))
     fitted = fitting.get("type", "ener") if isinstance(fitting, Mapping) else None
     if fitted != "ener":
         raise ModelFileError(f"its fitting is {shown(fitted)}, which is not supported; {_ADVICE}")
-    return DESCRIPTORS[descriptor]
-
-
-def both_ways(pairs: Sequence[object]) -> set[tuple[int, int]]:
-    """Excluded pairs of types, each in both orders.
-
-    Raises:
-        ModelFileError: one is no pair of types.
-    """
-    found = set()
-    for pair in pairs:
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(type(c) is int for c in pair):
-            raise ModelFileError(f"its model.descriptor.exclude_types holds {shown(pair)}, expected two types")
-        found |= {(pair[0], pair[1]), (pair[1], pair[0])}
-    return found
+    return form
 
 
 def read_types(model: object) -> list[str]:

@@ -13,19 +13,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 
 from dpserver.errors import ModelFileError
 from dpserver.models.deepmd.archive import read_archive
 from dpserver.models.deepmd.kinds import check_kind, read_types
-from dpserver.models.deepmd.tree import MAX_BYTES, Array, Tree, get, get_or, get_section
+from dpserver.models.deepmd.nets import named, networks_of_tensors
+from dpserver.models.deepmd.tree import MAX_BYTES, Array, Tree, get, get_section
 
 _WANTED: Final = re.compile(r"(?!.*\._networks\.).*")
 """A collection of networks names each twice."""
-_LAYER: Final = re.compile(r"networks\.(\d+)\.layers\.(\d+)\.(matrix|bias|idt)")
-_BLOCKS: Final = {"se_e2_a": "sea.", "se_r": ""}
-_VARIABLES: Final = {"matrix": "w", "bias": "b", "idt": "idt"}
 
 
 def read_frozen(path: Path) -> Tree:
@@ -88,58 +85,22 @@ def _arrays(state: Mapping[Any, Any]) -> Iterator[tuple[str, Array]]:
 
 def _tree(parameters: object, tensors: Mapping[str, Array]) -> Tree:
     """The tree of a model from its input and its tensors."""
-    descriptor_type = check_kind(parameters)
+    form = check_kind(parameters)
     model: Tree = dict(parameters)  # type: ignore[call-overload]
     given = get(model, "descriptor", dict, "model")
     fitting = get_section(model, "fitting_net", "model")
     n_types = len(read_types(model))
-    descriptor = "atomic_model.descriptor." + _BLOCKS[descriptor_type]
     fit = "atomic_model.fitting_net."
-    is_one_side = descriptor_type == "se_r" or get_or(given, "type_one_side", False, "model.descriptor")
-    embeddings = _networks(tensors, f"{descriptor}filter_layers.", 1 if is_one_side else 2, n_types)
-    if None in embeddings["networks"] and np.any(tensors.get(f"{descriptor}mean", 0)):
-        raise ModelFileError(
-            "it lacks embedding nets of excluded pairs, which DeePMD-kit's PyTorch backend misreads; import the file "
-            "it was converted from"
-        )
-    model["descriptor"] = {
-        **given,
-        "type": descriptor_type,
-        "type_one_side": is_one_side,
-        "embeddings": embeddings,
-        "@variables": _named(tensors, {"davg": f"{descriptor}mean", "dstd": f"{descriptor}stddev"}),
-    }
+    model["descriptor"] = form.of_tensors(given, tensors, "atomic_model.descriptor.", n_types)
     model["fitting"] = {
         **fitting,
-        "nets": _networks(tensors, f"{fit}filter_layers.", 1, n_types),
-        "@variables": _named(tensors, {"bias_atom_e": f"{fit}bias_atom_e"}),
+        "nets": networks_of_tensors(tensors, f"{fit}filter_layers.", 1, n_types),
+        "@variables": named(tensors, {"bias_atom_e": f"{fit}bias_atom_e"}),
     }
-    model["@variables"] = _named(tensors, {"out_bias": "atomic_model.out_bias", "out_std": "atomic_model.out_std"})
+    model["@variables"] = named(tensors, {"out_bias": "atomic_model.out_bias", "out_std": "atomic_model.out_std"})
     return {
         "backend": "PyTorch",
         "model": model,
         "model_def_script": parameters,
-        "@variables": _named(tensors, {"min_nbor_dist": "min_nbor_dist"}),
-    }
-
-
-def _named(tensors: Mapping[str, Array], names: Mapping[str, str]) -> Tree:
-    """The tensors that are there, by their names in the tree."""
-    return {ours: tensors[theirs] for ours, theirs in names.items() if theirs in tensors}
-
-
-def _networks(tensors: Mapping[str, Array], prefix: str, n_axes: int, n_types: int) -> Tree:
-    """A collection of networks, as it stands in the tree."""
-    networks: list[dict[int, Tree]] = [{} for _ in range(n_types**n_axes)]
-    for name, value in tensors.items():
-        if name.startswith(prefix) and (match := _LAYER.fullmatch(name, len(prefix))):
-            network, layer, kind = int(match[1]), int(match[2]), _VARIABLES[match[3]]
-            if network >= len(networks):
-                raise ModelFileError(f"it has the tensor {name}, but {len(networks)} networks")
-            networks[network].setdefault(layer, {})[kind] = value
-    return {
-        "ndim": n_axes,
-        "networks": [
-            {"layers": [{"@variables": layers[k]} for k in sorted(layers)]} if layers else None for layers in networks
-        ],
+        "@variables": named(tensors, {"min_nbor_dist": "min_nbor_dist"}),
     }

@@ -11,20 +11,17 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from dpserver.errors import ModelFileError
-from dpserver.models.deepmd.graphdef import Constants, read_constants
-from dpserver.models.deepmd.kinds import both_ways, check_kind, read_types
-from dpserver.models.deepmd.tree import Tree, get, get_or, get_section, is_unset
+from dpserver.models.deepmd.graphdef import Constants, numbers, read_constants
+from dpserver.models.deepmd.kinds import check_kind, read_types
+from dpserver.models.deepmd.nets import VARIABLES, Layers, collection_of_layers
+from dpserver.models.deepmd.tree import Tree, get, get_or, get_section
 
-_EMBEDDING: Final = re.compile(r"filter_type_(all|\d+)/(matrix|bias|idt)_(\d+)_(\d+)")
 _FITTING: Final = re.compile(r"(?:layer_(\d+)|final_layer)_type_(\d+)/(matrix|bias|idt)")
-_VARIABLES: Final = {"matrix": "w", "bias": "b", "idt": "idt"}
-
-Layers = dict[int, dict[str, Any]]
 
 
 def read_graph(path: Path) -> Tree:
@@ -46,16 +43,16 @@ def read_graph(path: Path) -> Tree:
     except (ValueError, RecursionError):
         raise ModelFileError("its train_attr/training_script is no JSON") from None
     parameters = get(given, "model", dict, "training_script")
-    descriptor_type = check_kind(parameters)
+    form = check_kind(parameters)
     _check_graph(constants, given)
     model: Tree = dict(parameters)
     types = read_types(model)
-    model["descriptor"] = _descriptor(constants, get(model, "descriptor", dict, "model"), descriptor_type, len(types))
+    model["descriptor"] = form.of_constants(get(model, "descriptor", dict, "model"), constants, len(types))
     model["fitting"] = _fitting(constants, get_section(model, "fitting_net", "model"), len(types))
-    out_bias = _numbers(constants, "model_attr/model_attr/t_out_bias", "model_attr/t_out_bias")
+    out_bias = numbers(constants, "model_attr/model_attr/t_out_bias", "model_attr/t_out_bias")
     model["atom_exclude_types"] = model["pair_exclude_types"] = []  # no part of a graph
     model["@variables"] = {} if out_bias is None else {"out_bias": out_bias}
-    distance = _numbers(constants, "train_attr/min_nbor_dist")
+    distance = numbers(constants, "train_attr/min_nbor_dist")
     return {
         "backend": "TensorFlow",
         "model": model,
@@ -75,73 +72,12 @@ def _check_graph(constants: Constants, given: Tree) -> None:
         raise ModelFileError("it is a model with type embedding or attention, which is not supported")
     if isinstance(given.get("training"), dict) and given["training"].get("mixed_precision"):
         raise ModelFileError("it was trained with mixed_precision, whose numbers cannot be repeated")
-    spread = _numbers(constants, "model_attr/model_attr/t_out_std", "model_attr/t_out_std")
+    spread = numbers(constants, "model_attr/model_attr/t_out_std", "model_attr/t_out_std")
     if spread is not None and not np.all(spread == 1):
         raise ModelFileError(
             "it was converted from a PyTorch model, and its graph multiplies the energies by their spread (out_std), "
             "so that they are wrong; import the .pth, .pt or .dp file it was made from"
         )
-
-
-def _numbers(constants: Constants, *names: str) -> Any:
-    """The first array there is under one of these names."""
-    return next((v for name in names if isinstance(v := constants.get(name), np.ndarray)), None)
-
-
-def _descriptor(constants: Constants, given: Tree, kind: str, n_types: int) -> Tree:
-    n_columns = 4 if kind == "se_e2_a" else 1
-    sel, original = (_numbers(constants, f"descrpt_attr/{name}") for name in ("sel", "original_sel"))
-    if sel is not None and original is not None and not np.array_equal(sel, original):
-        raise ModelFileError(
-            f"its sel was changed after training, from {original.tolist()} to {sel.tolist()}, which is not supported"
-        )
-    is_one_side = given.get("type_one_side", False) is True
-    nets = _embeddings(constants, is_one_side, n_types)
-    if not any(nets):
-        raise ModelFileError(
-            "it is a compressed model: its graph holds tables in place of the embedding nets; import the uncompressed "
-            "model it was made from (the input of `dp compress`)"
-        )
-    excluded: list[Any] = get_or(given, "exclude_types", [], "model.descriptor")
-    if is_one_side and not is_unset(excluded) and kind == "se_r":
-        if np.any(_numbers(constants, "descrpt_attr/t_avg")):
-            raise ModelFileError(
-                "it is a se_e2_r model with exclude_types and type_one_side, whose graph counts excluded neighbours in "
-                "a way that is not supported"
-            )
-    elif is_one_side and not is_unset(excluded):
-        places = both_ways(excluded)
-        pairs = [divmod(k, n_types) for k in range(n_types**2)]
-        is_one_side, nets = False, [{} if pair in places else nets[pair[0]] for pair in pairs]
-    moments = {}
-    for name, constant in (("davg", "t_avg"), ("dstd", "t_std")):
-        value = _numbers(constants, f"descrpt_attr/{constant}")
-        if value is None or value.ndim != 2 or value.shape[1] % n_columns:
-            raise ModelFileError(f"its graph has no descrpt_attr/{constant} of the expected shape")
-        moments[name] = value.reshape(len(value), -1, n_columns)
-    cutoffs = {key: float(np.float32(get(given, key, float, "model.descriptor"))) for key in ("rcut", "rcut_smth")}
-    return {
-        **given,
-        **cutoffs,
-        "type": kind,
-        "type_one_side": is_one_side,
-        "sel": given.get("sel") if sel is None else sel.tolist(),
-        "embeddings": _collection(nets, 1 if is_one_side else 2),
-        "@variables": moments,
-    }
-
-
-def _embeddings(constants: Constants, is_one_side: bool, n_types: int) -> list[Layers]:
-    """Layers of the embedding nets, from 1 on, in the order of the tree."""
-    nets: list[Layers] = [{} for _ in range(n_types if is_one_side else n_types**2)]
-    for name, value in constants.items():
-        if match := _EMBEDDING.fullmatch(name):
-            centre, kind, layer, neighbour = match[1], match[2], int(match[3]), int(match[4])
-            if (centre == "all") != is_one_side or max(neighbour, int(centre) if centre != "all" else 0) >= n_types:
-                raise ModelFileError(f"its graph has the constant {name}, which its training_script has no place for")
-            place = neighbour if is_one_side else neighbour * n_types + int(centre)
-            nets[place].setdefault(layer, {})[_VARIABLES[kind]] = value
-    return nets
 
 
 def _fitting(constants: Constants, given: Tree, n_types: int) -> Tree:
@@ -152,19 +88,10 @@ def _fitting(constants: Constants, given: Tree, n_types: int) -> Tree:
             layer, owner = n_hidden if match[1] is None else int(match[1]), int(match[2])
             if owner >= n_types or (match[1] is not None and layer >= n_hidden):
                 raise ModelFileError(f"its graph has the constant {name}, which its training_script has no place for")
-            nets[owner].setdefault(layer, {})[_VARIABLES[match[3]]] = value
+            nets[owner].setdefault(layer, {})[VARIABLES[match[3]]] = value
     for net in nets:
         for k, found in net.items():
             found["resnet"] = 0 < k < n_hidden and len(set(np.shape(found.get("w", 0)))) == 1
-    bias = _numbers(constants, "fitting_attr/t_bias_atom_e")
+    bias = numbers(constants, "fitting_attr/t_bias_atom_e")
     variables = {"bias_atom_e": np.zeros(n_types) if bias is None else bias}
-    return {**given, "nets": _collection(nets, 1), "@variables": variables}
-
-
-def _collection(nets: list[Layers], n_axes: int) -> Tree:
-    """A collection of networks, as it stands in the tree; `n_axes` is 2 for a network of each pair of types."""
-    networks = [
-        {"layers": [{"resnet": net[k].pop("resnet", True), "@variables": net[k]} for k in sorted(net)]} if net else None
-        for net in nets
-    ]
-    return {"ndim": n_axes, "networks": networks}
+    return {**given, "nets": collection_of_layers(nets, 1), "@variables": variables}

@@ -121,3 +121,17 @@ def shown(value: object) -> str:
     """A value in a message, not at any length."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def both_ways(pairs: Sequence[object]) -> set[tuple[int, int]]:
+    """Excluded pairs of types, each in both orders.
+
+    Raises:
+        ModelFileError: one is no pair of types.
+    """
+    found = set()
+    for pair in pairs:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(type(c) is int for c in pair):
+            raise ModelFileError(f"its model.descriptor.exclude_types holds {shown(pair)}, expected two types")
+        found |= {(pair[0], pair[1]), (pair[1], pair[0])}
+    return found
