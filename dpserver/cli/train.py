@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dpserver.cli import console
+from dpserver.cli import beside, console
+from dpserver.cli.change_bias import describe
 from dpserver.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,16 +20,79 @@ if TYPE_CHECKING:
 
     from dpserver.train.config import TrainInput
     from dpserver.train.loop import StepReport, Trainer
+    from dpserver.train.pretrained import Pretrained
+
+_START = "Where to start from"
+
+
+def _refuse(advice: str) -> Callable[[object], None]:
+    """For an option of `dp train` that has no place here."""
+
+    def check(value: object) -> None:
+        if value:
+            raise ConfigError(advice)
+
+    return check
 
 
 def train(
     input_file: Annotated[
-        Path, typer.Argument(help="DeePMD-kit's v2/v3 training input.", metavar="input.json", show_default=False)
+        Path,
+        typer.Argument(
+            help="DeePMD-kit's v2/v3 training input, JSON or YAML.", metavar="input.json", show_default=False
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Model file to write.", metavar="FILE")] = Path("w.pt"),
     restart: Annotated[
         Path | None,
-        typer.Option(help="Continue from this checkpoint, or the newest of this prefix.", metavar="model.ckpt[-N.pt]"),
+        typer.Option(
+            "--restart",
+            "-r",
+            help="Continue from this checkpoint, or the newest of this prefix.",
+            metavar="model.ckpt[-N.pt]",
+            rich_help_panel=_START,
+        ),
+    ] = None,
+    finetune: Annotated[
+        Path | None,
+        typer.Option(
+            "--finetune",
+            "-t",
+            help="Start from a model, of dpserver or DeePMD-kit, and fit the energies of its species anew.",
+            metavar="MODEL",
+            rich_help_panel=_START,
+        ),
+    ] = None,
+    init_model: Annotated[
+        Path | None,
+        typer.Option(
+            "--init-model",
+            "-i",
+            "--init-frz-model",
+            "-f",
+            help="Start from a model as it is.",
+            metavar="MODEL",
+            rich_help_panel=_START,
+        ),
+    ] = None,
+    use_pretrain_script: Annotated[
+        bool,
+        typer.Option(
+            "--use-pretrain-script",
+            help="Take descriptor and fitting net of that model, whatever the input says of them.",
+            rich_help_panel=_START,
+        ),
+    ] = False,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            "--head",
+            "--model-branch",
+            help="Which model of a multi-task checkpoint to start from.",
+            metavar="NAME",
+            rich_help_panel=_START,
+            show_default=False,
+        ),
     ] = None,
     seed: Annotated[
         int | None,
@@ -38,6 +103,26 @@ def train(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads.", envvar="DPSERVER_THREADS", show_default="all cores")
     ] = None,
+    skip_neighbor_stat: Annotated[bool, typer.Option("--skip-neighbor-stat", hidden=True)] = False,
+    log_level: Annotated[str | None, typer.Option("--log-level", "-v", hidden=True)] = None,
+    mpi_log: Annotated[str | None, typer.Option("--mpi-log", "-m", hidden=True)] = None,
+    log_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--log-path",
+            "-l",
+            hidden=True,
+            callback=_refuse("--log-path: what is said goes to stderr; write it to a file with 2> train.log"),
+        ),
+    ] = None,
+    force_load: Annotated[
+        bool,
+        typer.Option(
+            "--force-load",
+            hidden=True,
+            callback=_refuse("--force-load: weights are taken over whole or not at all; leave it out"),
+        ),
+    ] = False,
 ) -> None:
     """Train a Deep Potential and write the model file.
 
@@ -45,52 +130,96 @@ def train(
     """
     import torch
 
-    from dpserver.train.config import load_input
     from dpserver.train.loop import Trainer
 
-    config = load_input(input_file)
-    if seed is not None:
-        if restart is not None:
-            raise ConfigError("--seed and --restart exclude each other: a checkpoint continues with its own seed")
-        config = config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
     _check_output(output)
+    if seed is not None and restart is not None:
+        raise ConfigError("--seed and --restart exclude each other: a checkpoint continues with its own seed")
+    start = _Start.choose(restart, finetune, init_model, head)
+    config = start.read(input_file, replaces=use_pretrain_script)
+    if seed is not None:
+        config = config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
     if threads is not None:
         torch.set_num_threads(threads)
-    checkpoint = None if restart is None else _find_checkpoint(restart)
     with console.err.status("reading data and neighbour lists"):
-        trainer = Trainer(config, Path.cwd(), checkpoint)
-    _describe(trainer, checkpoint)
+        trainer = Trainer(config, Path.cwd(), start.checkpoint, start.pretrained)
+    _describe(trainer, start)
     with _signals() as should_stop:
-        is_done = _run(trainer, config, None if checkpoint is None else trainer.step, should_stop)
+        is_done = _run(trainer, config, None if start.checkpoint is None else trainer.step, should_stop)
         if is_done:
+            if config.training.change_bias_after_training:
+                _tell_bias(trainer)
             trainer.save_model(output)
-            _tell(f"model: {output}   (dpserver info {output}; dpserver --model {output} --port 31415)")
+            _tell(f"model: {output}   (dpserver info {output}; {beside.how_to_serve(trainer.potential, output)})")
         else:
-            command = f"dpserver train {input_file} --restart {config.training.save_ckpt}"
-            _tell(f"stopped at step {trainer.step} of {config.training.numb_steps}; continue with: {command}")
+            command = f"dpserver train {input_file} --restart {config.training.checkpoint_prefix}"
+            _tell(f"stopped at step {trainer.step} of {trainer.numb_steps}; continue with: {command}")
     _draw(Path(config.training.disp_file))
     if not is_done:
         raise typer.Exit(console.INTERRUPTED)
 
 
+@dataclass(frozen=True)
+class _Start:
+    """Where a training starts from: nowhere, a checkpoint, or a model."""
+
+    checkpoint: Path | None = None
+    pretrained: Pretrained | None = None
+
+    @classmethod
+    def choose(cls, restart: Path | None, finetune: Path | None, init_model: Path | None, head: str | None) -> _Start:
+        """From the options; at most one of them says where."""
+        from dpserver.train.pretrained import Pretrained
+
+        named = {"--restart": restart, "--finetune": finetune, "--init-model": init_model}
+        given = {option: path for option, path in named.items() if path is not None}
+        if len(given) > 1:
+            raise ConfigError(f"{' and '.join(given)} exclude each other; a training starts from one place")
+        if head is not None and (not given or restart is not None):
+            raise ConfigError("--head names a model of the file of --finetune or --init-model; give one of them, too")
+        if restart is not None:
+            return cls(_find_checkpoint(restart, "--restart"))
+        if finetune is not None:
+            return cls(None, Pretrained.read(_find_checkpoint(finetune, "--finetune"), head))
+        if init_model is not None:
+            path = _find_checkpoint(init_model, "--init-model")
+            return cls(None, Pretrained.read(path, head, refits_bias=False))
+        return cls()
+
+    def read(self, input_file: Path, *, replaces: bool) -> TrainInput:
+        """The input, completed with the network of the model or checkpoint."""
+        from dpserver.train.config import load_input
+        from dpserver.train.pretrained import Pretrained
+
+        known = self.pretrained if self.checkpoint is None else Pretrained.read(self.checkpoint)
+        if known is None:
+            if replaces:
+                raise ConfigError("--use-pretrain-script needs a model: give --finetune or --init-model, too")
+            return load_input(input_file)
+        return load_input(input_file, known.model, str(known.path), replaces=replaces)
+
+
 def _check_output(output: Path) -> None:
     """Find out before the training whether its result can be written."""
+    if output.suffix == ".json":
+        raise ConfigError(f"--output {output}: this is where the model goes, w.pt by default, not a copy of the input")
     if output.is_dir() or not output.absolute().parent.is_dir():
         raise ConfigError(f"--output {output}: expected a file name in an existing folder")
 
 
-def _find_checkpoint(restart: Path) -> Path:
+def _find_checkpoint(path: Path, option: str) -> Path:
+    """A file, or the newest checkpoint of a prefix."""
     from dpserver.train.loop import checkpoints
 
-    if restart.is_file():
-        return restart
-    found = checkpoints(restart)
+    if path.is_file():
+        return path
+    found = checkpoints(path)
     if not found:
-        raise ConfigError(f"--restart {restart}: found neither this checkpoint nor any {restart.name}-N.pt")
+        raise ConfigError(f"{option} {path}: found neither this file nor any checkpoint {path.name}-N.pt")
     return found[-1]
 
 
-def _describe(trainer: Trainer, checkpoint: Path | None) -> None:
+def _describe(trainer: Trainer, start: _Start) -> None:
     n_frames = sum(s.data.n_frames for s in trainer.systems)
     n_valid = sum(s.data.n_frames for s in trainer.valid_systems)
     n_weights = sum(p.numel() for p in trainer.potential.parameters())
@@ -99,8 +228,19 @@ def _describe(trainer: Trainer, checkpoint: Path | None) -> None:
         f"{p.config.descriptor.type} for {' '.join(p.species)}: {n_weights} weights, {p.precision} precision, "
         f"{p.device}; {n_frames} frames to train on, {n_valid} to validate; seed {trainer.seed}"
     )
-    if checkpoint is not None:
-        _tell(f"continuing from {checkpoint} at step {trainer.step}")
+    for note in trainer.notes:
+        _tell(f"warning: {note}")
+    if start.checkpoint is not None:
+        _tell(f"continuing from {start.checkpoint} at step {trainer.step}")
+    if start.pretrained is not None:
+        _tell(f"starting from {start.pretrained.path}")
+        _tell_bias(trainer)
+
+
+def _tell_bias(trainer: Trainer) -> None:
+    """What fitting the energies of the species anew has done."""
+    if trainer.bias_change is not None:
+        _tell(describe(trainer.bias_change, trainer.potential.species))
 
 
 def _run(trainer: Trainer, config: TrainInput, restart_step: int | None, should_stop: Callable[[], bool]) -> bool:
@@ -109,17 +249,15 @@ def _run(trainer: Trainer, config: TrainInput, restart_step: int | None, should_
     from dpserver.train.curve import LearningCurve
 
     t = config.training
-    has = {"e": True, "f": config.loss.has_force, "v": config.loss.has_virial}
-    terms = ["total", *(term for term, is_on in has.items() if is_on)]
     with contextlib.ExitStack() as stack:
         board = stack.enter_context(Board(Path(t.tensorboard_log_dir), restart_step)) if t.tensorboard else None
         has_validation = bool(trainer.valid_systems)
         curve = (
-            LearningCurve(t.disp_file, terms, has_validation=has_validation, restart_step=restart_step)
+            LearningCurve(t.disp_file, trainer.columns, has_validation=has_validation, restart_step=restart_step)
             if t.disp_training
             else None
         )
-        progress, task = stack.enter_context(_progress(trainer.step, t.numb_steps))
+        progress, task = stack.enter_context(_progress(trainer.step, trainer.numb_steps))
 
         def on_step(report: StepReport) -> None:
             progress.update(task, completed=report.step)
@@ -185,8 +323,9 @@ def _signals() -> Iterator[_Stop]:
 def _errors(report: StepReport) -> str:
     """The errors of a step in the units people quote."""
     source, name = (report.validation, "valid") if report.validation else (report.train, "train")
-    units = {"e": "meV/atom", "f": "meV/Å", "v": "meV/atom"}
-    shown = (f"{term} {1e3 * source[term]:.3g} {unit}" for term, unit in units.items() if term in source)
+    units = {"e": "meV/atom", "f": "meV/Å", "v": "meV/atom", "ae": "meV", "pf": "meV/Å", "gf": "meV/Å"}
+    shown = [f"{term} {1e3 * source[term]:.3g} {unit}" for term, unit in units.items() if term in source]
+    shown += [f"{term} {value:.3g}" for term, value in source.items() if term not in units and term != "total"]
     return f"{name} RMSE: {', '.join(shown)}; lr {report.lr:.1e}"
 
 

@@ -17,8 +17,12 @@ from dpserver.train.figure import BLUE, GREY, ORANGE, panels, tick_log
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TERMS: Final = ("total", "e", "f", "v")
-"""Square root of the loss; RMSE of the energy per atom, the force components and the virial per atom."""
+TERMS: Final = (
+    *("total", "e", "f", "v", "ae", "pf", "gf"),
+    *("local_dipole", "global_dipole", "local_polar", "global_polar"),
+)
+"""Square root of the loss; RMSE of the energy per atom, the force components and the virial per atom; of atomic
+energies, weighed and generalized forces; of the tensors of atoms, and of those of structures per atom."""
 
 
 class LearningCurve:

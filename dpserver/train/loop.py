@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +13,26 @@ import numpy as np
 import torch
 
 from dpserver import __version__
-from dpserver.errors import ConfigError, DataError, ModelFileError
+from dpserver.errors import ConfigError, DataError, ModelFileError, StructureError
+from dpserver.frames import Ints
 from dpserver.models import checkpoint
+from dpserver.models.config import ModelConfig, parse
+from dpserver.models.potential import Potential
+from dpserver.models.tensors import TensorModel
+from dpserver.train.average import RunningAverage
+from dpserver.train.bias import BiasChange, change_bias
 from dpserver.train.config import TrainInput
-from dpserver.train.data import Batch, BatchSampler, fingerprint, read_systems
-from dpserver.train.loss import Errors, Loss
+from dpserver.train.data import fingerprint, template
+from dpserver.train.data_config import DataConfig
+from dpserver.train.initial import Model, initial_model, neighbour_statistics
+from dpserver.train.loss import Errors, Loss, TensorLoss
+from dpserver.train.loss_config import LossConfig, TensorLossConfig
+from dpserver.train.pair_table import with_table
+from dpserver.train.pretrained import Pretrained, check_same
+from dpserver.train.sampling import Batch, BatchSampler
 from dpserver.train.soap import SOAP
-from dpserver.train.systems import System, check_labels, initial_potential
+from dpserver.train.systems import System, check_coordinates, check_labels, open_systems
+from dpserver.train.training_config import AdamWConfig
 
 
 @dataclass(frozen=True)
@@ -46,11 +60,15 @@ class Trainer:
         config: the checked input.
         folder: where the checkpoints go that the input names by relative paths.
         restart: a checkpoint to continue from.
+        pretrained: a model whose weights to start from.
 
     Attributes:
         potential: the model as it stands.
         step: steps taken so far.
+        numb_steps: length of the training.
         seed: seed of weights and batches.
+        notes: what the user should know of the data before it is trained on.
+        bias_change: what starting from a trained model did to the energies of the species, if it did.
 
     Raises:
         DataError: the data cannot be used.
@@ -59,16 +77,19 @@ class Trainer:
         DeviceError: the device does not exist.
     """
 
-    def __init__(self, config: TrainInput, folder: Path, restart: Path | None = None) -> None:
-        self.config = config
+    def __init__(
+        self, config: TrainInput, folder: Path, restart: Path | None = None, pretrained: Pretrained | None = None
+    ) -> None:
+        network, table = with_table(config.model)
+        self.config = config = config.model_copy(update={"model": network})
         self.folder = folder
         self.step = 0
         resumed = None if restart is None else _read_checkpoint(restart)
         device = checkpoint.choose_device(config.options.device)
         training, validation = config.training.training_data, config.training.validation_data
-        self.systems = self._read(training.systems)
-        self.valid_systems = [] if validation is None else self._read(validation.systems)
-        check_labels(self.systems, config.loss)
+        self.systems = self._read(training)
+        self.valid_systems = [] if validation is None else self._read(validation)
+        self.notes = check_labels(self.systems, _needed(config))
         self.seed = _choose_seed(config) if resumed is None else int(resumed["training"]["seed"])
         self.sampler = BatchSampler([s.data for s in self.systems], training, self.seed)
         self.valid_sampler = (
@@ -76,21 +97,45 @@ class Trainer:
             if validation is None
             else BatchSampler([s.data for s in self.valid_systems], validation, self.seed + 1)
         )
+        self.neighbours = neighbour_statistics(self.systems, config.model.descriptor.cutoffs)
+        if self.valid_systems:
+            seen = neighbour_statistics(self.valid_systems, config.model.descriptor.cutoffs)
+            self.neighbours = self.neighbours.allowing(seen)
+        self.numb_steps = config.training.numb_steps or math.ceil(
+            (config.training.numb_epoch or 0) * self.sampler.n_batches_of_epoch
+        )
         self.fingerprint = fingerprint(s.data for s in self.systems)
-        if resumed is None:
-            self.potential = initial_potential(
-                config.model, self.systems, self.sampler.batch_sizes, self.seed, config.options.precision
-            ).to(device)
+        self.origin: dict[str, Any] = {} if resumed is None else dict(resumed["training"].get("started_from", {}))
+        self.bias_change: BiasChange | None = None
+        if resumed is not None:
+            self.potential: Model = checkpoint.restore_model(resumed, str(restart))
+        elif pretrained is not None:
+            self.potential = self._adopt(pretrained)
         else:
-            self.potential = checkpoint.restore(resumed, str(restart)).to(device)
-        self.optimizer = _make_optimizer(config.options.optimizer, self.potential.parameters(), self.lr(0))
-        self.loss = Loss(config.loss, config.learning_rate.start_lr)
+            precision = config.options.precision
+            self.potential = initial_model(
+                config.model, self.systems, self._sampled, self.seed, precision, table, self.neighbours
+            )
+        self._check_sel(self.potential)
+        self.potential = self.potential.to(device)
+        self.optimizer = _make_optimizer(config, self.potential, self.lr(0))
+        self.loss = _make_loss(config, self.potential)
+        t = config.training
+        self.average = RunningAverage(self.potential, t.ema_decay) if t.enable_ema else None
+        self._interval: list[dict[str, float]] = []
         if resumed is not None:
             self._resume(resumed, str(restart))
 
     def lr(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
-        return self.config.learning_rate.at(step, self.config.training.numb_steps)
+        return self.config.learning_rate.at(step, self.numb_steps)
+
+    @property
+    def columns(self) -> list[str]:
+        """Errors that the learning curve shows, the loss itself first."""
+        loss = self.config.loss
+        kind = self.config.model.fitting_net.type
+        return ["total", *(loss.columns if isinstance(loss, LossConfig) else loss.columns_of(kind))]
 
     def run(
         self, on_step: Callable[[StepReport], None] | None = None, should_stop: Callable[[], bool] | None = None
@@ -108,22 +153,34 @@ class Trainer:
             DataError: the loss is not finite any more.
         """
         t = self.config.training
-        while self.step < t.numb_steps:
+        while self.step < self.numb_steps:
             if should_stop is not None and should_stop():
                 self.save_checkpoint()
                 return False
             lr = self.lr(self.step)
             errors = self._take_step(lr)
-            is_last = self.step == t.numb_steps
+            if t.disp_avg:
+                self._interval.append(errors.rmse())
+            is_last = self.step == self.numb_steps
             if self.step % t.disp_freq == 0 or self.step == 1 or is_last:
-                report = StepReport(self.step, lr, errors.rmse(), self.validate())
+                report = StepReport(self.step, lr, self._shown(errors), self.validate())
             else:
                 report = StepReport(self.step, lr)
             if on_step is not None:
                 on_step(report)
+            if is_last and t.change_bias_after_training:
+                self.bias_change = self._change_bias()
             if self.step % t.save_freq == 0 or is_last:
                 self.save_checkpoint()
         return True
+
+    def _shown(self, errors: Errors) -> dict[str, float]:
+        """The errors of a line of the learning curve: those of a batch, or their mean since the last line."""
+        if not self.config.training.disp_avg:
+            return errors.rmse()
+        found, self._interval = self._interval, []
+        names = {name for one in found for name in one}
+        return {name: float(np.mean([one[name] for one in found if name in one])) for name in sorted(names)}
 
     def validate(self, *, whole: bool = False) -> dict[str, float]:
         """Root mean squared errors on the validation set by name; empty without one.
@@ -146,16 +203,25 @@ class Trainer:
             Its path.
         """
         t = self.config.training
-        prefix = self.folder / t.save_ckpt
-        path = prefix.with_name(f"{prefix.name}-{self.step}.pt")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        resume = {
+        values = checkpoint.contents(self.potential, self.card())
+        resume: dict[str, Any] = {
             "optimizer": self.optimizer.state_dict(),
             "sampler": self.sampler.state_dict(),
             "valid_sampler": None if self.valid_sampler is None else self.valid_sampler.state_dict(),
         }
-        checkpoint.write(path, {**checkpoint.contents(self.potential, self.card()), "resume": resume})
-        for old in checkpoints(prefix)[: -t.max_ckpt_keep]:
+        if self.average is not None:
+            resume["average"] = self.average.state_dict()
+            averaged = {**values, "state": {**values["state"], **resume["average"]}}
+            self._write(t.average_prefix, averaged, t.ema_ckpt_keep)
+        return self._write(t.checkpoint_prefix, {**values, "resume": resume})
+
+    def _write(self, name: Path, values: Mapping[str, Any], n_kept: int | None = None) -> Path:
+        """Write one of a series of files, and drop the oldest."""
+        t, prefix = self.config.training, self.folder / name
+        path = prefix.with_name(f"{prefix.name}-{self.step}.pt")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.write(path, values)
+        for old in checkpoints(prefix)[: -t.n_kept(self.numb_steps, n_kept)]:
             old.unlink()
         return path
 
@@ -168,14 +234,15 @@ class Trainer:
         """Where the model comes from, as plain values."""
         return {
             "step": self.step,
-            "numb_steps": self.config.training.numb_steps,
+            "numb_steps": self.numb_steps,
             "seed": self.seed,
             "data_fingerprint": self.fingerprint,
             "n_frames": sum(s.data.n_frames for s in self.systems),
             "systems": [Path(s.data.name).name for s in self.systems],
-            "optimizer": self.config.options.optimizer,
-            "learning_rate": self.config.learning_rate.model_dump(mode="json"),
-            "loss": self.config.loss.model_dump(mode="json"),
+            **({"started_from": self.origin} if self.origin else {}),
+            "optimizer": _optimizer_name(self.config),
+            "learning_rate": self.config.learning_rate.summary(),
+            "loss": self.config.loss.summary(),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "dpserver": __version__,
             "torch": str(torch.__version__),
@@ -187,8 +254,7 @@ class Trainer:
             group["lr"] = lr
         batch = next(self.sampler)
         system = self.systems[batch.system]
-        graph, labels = system.batch(batch.frames, self.potential.device)
-        errors = self.loss(self.potential(graph, is_training=True), labels, lr)
+        errors = self._weigh(system, batch.frames, lr, is_training=True)
         if not torch.isfinite(errors.total):
             raise DataError(
                 f"the loss is not finite at step {self.step} ({system.data.name}, frames {batch.frames.tolist()}): "
@@ -196,7 +262,11 @@ class Trainer:
             )
         self.optimizer.zero_grad()
         errors.total.backward()  # type: ignore[no-untyped-call]
+        if longest := self.config.training.gradient_max_norm:
+            torch.nn.utils.clip_grad_norm_(self.potential.parameters(), longest)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.potential)
         self.step += 1
         return errors
 
@@ -204,28 +274,65 @@ class Trainer:
         """Root mean squared errors over batches, by name."""
         found = []
         for batch in batches:
-            graph, labels = self.valid_systems[batch.system].batch(batch.frames, self.potential.device)
-            found.append(self.loss(self.potential(graph), labels, self.lr(max(self.step - 1, 0))).rmse())
-        names = set.intersection(*(set(f) for f in found))
-        return {name: float(np.mean([f[name] ** 2 for f in found]) ** 0.5) for name in sorted(names)}
+            system, lr = self.valid_systems[batch.system], self.lr(max(self.step - 1, 0))
+            found.append(self._weigh(system, batch.frames, lr).rmse())
+        names = {name for f in found for name in f}
+        return {name: float(np.mean([f[name] ** 2 for f in found if name in f]) ** 0.5) for name in sorted(names)}
 
-    def _read(self, paths: Iterable[str]) -> list[System]:
-        model = self.config.model
-        return [System(s, model.descriptor.rcut, len(model.type_map)) for s in read_systems(paths, model.type_map)]
+    def _weigh(self, system: System, frames: Ints, lr: float, *, is_training: bool = False) -> Errors:
+        """The loss of the model on a batch, and its errors."""
+        graph, labels = system.batch(frames, self.potential.device)
+        try:
+            return self.loss(self.potential(graph, is_training=is_training), labels, lr)
+        except StructureError as error:
+            raise DataError(f"{system.data.name}, frames {frames.tolist()}: {error}") from None
+
+    def _read(self, data: DataConfig) -> list[System]:
+        loss = self.config.loss
+        has_coefficients = isinstance(loss, LossConfig) and loss.enable_atom_ener_coeff
+        systems = open_systems(data, self.config.model, self.config.data_types, has_coefficients=has_coefficients)
+        if isinstance(loss, LossConfig) and "gf" in loss.terms:
+            check_coordinates(systems, loss.numb_generalized_coord)
+        return systems
+
+    def _check_sel(self, potential: Model) -> None:
+        """Refuse data with more neighbours than the descriptor holds now, rather than in the midst of the training."""
+        model = potential.config
+        if model.pair_exclude_types:
+            return  # such pairs are no neighbours, and the counts do not tell them apart
+        if (said := model.descriptor.too_many(self.neighbours.counts, model.type_map)) is not None:
+            raise DataError(f"model.{said}; write more, or sel: auto, or leave such frames out")
+
+    def _adopt(self, pretrained: Pretrained) -> Model:
+        """The weights of a trained model, with what the new data says of distances and energies."""
+        check_same(self.config.model, parse(ModelConfig, pretrained.model, "model"), str(pretrained.path))
+        given = {"model": self.config.model.model_dump(mode="json"), "precision": self.config.options.precision}
+        model: Model = checkpoint.restore_model({**pretrained.values, "config": given}, str(pretrained.path))
+        self._check_sel(model)
+        model.min_distance = np.minimum(model.min_distance, self.neighbours.min_distance)
+        model.template = template(s.data for s in self.systems)
+        self.origin = pretrained.origin
+        if pretrained.refits_bias and isinstance(model, Potential):
+            self.bias_change = change_bias(model, self.systems, self._sampled)
+        return model
+
+    @property
+    def _sampled(self) -> list[int]:
+        """Frames of each system that statistics are taken from."""
+        return [self.config.model.data_stat_nbatch * size for size in self.sampler.batch_sizes]
+
+    def _change_bias(self) -> BiasChange | None:
+        """Fit the energies of the species to what the trained model's energies lack."""
+        if not isinstance(self.potential, Potential):
+            return None
+        return change_bias(self.potential, self.systems, self._sampled)
 
     def _resume(self, values: Mapping[str, Any], name: str) -> None:
         """Take over the state of a checkpoint."""
-        asked, found = (dict(c.model_dump(mode="json")) for c in (self.config.model, self.potential.config))
-        if str(asked["descriptor"].get("sel")).startswith("auto"):
-            asked["descriptor"] = {**asked["descriptor"], "sel": found["descriptor"]["sel"]}
-        if changed := [key for key in asked if asked[key] != found[key]]:
-            raise ConfigError(
-                f"model.{', model.'.join(changed)} of the input is not what the checkpoint {name} was trained with; "
-                "restart with the same model section"
-            )
-        used, wanted = values["training"]["optimizer"], self.config.options.optimizer
+        check_same(self.config.model, self.potential.config, f"the checkpoint {name}")
+        used, wanted = values["training"]["optimizer"], _optimizer_name(self.config)
         if used != wanted:
-            raise ConfigError(f"dpserver.optimizer is {wanted}, but the checkpoint {name} was trained with {used}")
+            raise ConfigError(f"the optimizer is {wanted}, but the checkpoint {name} was trained with {used}")
         if values["training"]["data_fingerprint"] != self.fingerprint:
             raise DataError(f"the training data is not that of the checkpoint {name}; restart with the same data")
         self.potential.set_precision(self.config.options.precision)
@@ -233,6 +340,8 @@ class Trainer:
         self.sampler.load_state_dict(values["resume"]["sampler"])
         if self.valid_sampler is not None and values["resume"]["valid_sampler"] is not None:
             self.valid_sampler.load_state_dict(values["resume"]["valid_sampler"])
+        if self.average is not None and "average" in values["resume"]:
+            self.average.load_state_dict(values["resume"]["average"])
         self.step = int(values["training"]["step"])
 
 
@@ -250,8 +359,35 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     return values
 
 
-def _make_optimizer(name: str, weights: Iterable[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
-    return SOAP(weights, lr=lr) if name == "soap" else torch.optim.Adam(weights, lr=lr, fused=True)
+def _optimizer_name(config: TrainInput) -> str:
+    """What the card of a model calls its optimizer."""
+    return config.options.optimizer if config.options.optimizer == "soap" else config.optimizer.type.lower()
+
+
+def _make_optimizer(config: TrainInput, model: Model, lr: float) -> torch.optim.Optimizer:
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not weights:
+        raise ConfigError("model.descriptor.trainable and model.fitting_net.trainable leave nothing to train")
+    if config.options.optimizer == "soap":
+        return SOAP(weights, lr=lr)
+    adam = config.optimizer
+    kind = torch.optim.AdamW if isinstance(adam, AdamWConfig) else torch.optim.Adam
+    return kind(weights, lr=lr, betas=adam.betas, weight_decay=adam.weight_decay, fused=True)
+
+
+def _make_loss(config: TrainInput, model: Model) -> Loss | TensorLoss:
+    if isinstance(config.loss, TensorLossConfig) and isinstance(model, TensorModel):
+        return TensorLoss(config.loss, model)
+    if isinstance(config.loss, LossConfig) and isinstance(model, Potential):
+        return Loss(config.loss, config.learning_rate.start_lr)
+    raise ConfigError(f"loss.type is {config.loss.type}, but the fitting net is {config.model.fitting_net.type}")
+
+
+def _needed(config: TrainInput) -> dict[str, str]:
+    """Labels that the loss needs, and what to do without each."""
+    if isinstance(config.loss, LossConfig):
+        return config.loss.labels
+    return config.loss.labels_of(config.model.fitting_net.type)
 
 
 def _choose_seed(config: TrainInput) -> int:

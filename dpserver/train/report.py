@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,38 +10,53 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
-from dpserver.errors import StructureError
-from dpserver.frames import Floats, ForceResult, Frames, Ints
+from dpserver.errors import DataError, StructureError
+from dpserver.frames import Bools, Floats, ForceResult, Frames, Ints, TensorValues
+from dpserver.models.parameters import suited
 from dpserver.train.data import LabelledFrames
 from dpserver.train.figure import BLUE, GREY, panels
+from dpserver.train.labels import LABELS, TENSORS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
 
 UNITS: Final = {
     "energy": "eV",
     "energy_per_atom": "eV/atom",
     "force": "eV/Å",
+    "force_weighted": "eV/Å",
     "virial": "eV",
     "virial_per_atom": "eV/atom",
+    "stress": "eV/Å³",
+    "atom_energy": "eV",
+    "dipole": "as in the data",
+    "dipole_per_atom": "as in the data",
+    "atom_dipole": "as in the data",
+    "polar": "as in the data",
+    "polar_per_atom": "as in the data",
+    "atom_polar": "as in the data",
     "force_members": "eV/Å",
 }
-"""The quantities compared, and their units; force and virial are compared component by component. `force_members` is
-how far the forces of a committee's members lie from their mean, to be held against the error of the mean."""
+"""The quantities compared, and their units; vectors and tensors are compared component by component.
+
+`force_weighted` counts the force on each atom with its weight `atom_pref`. Dipoles and polarizabilities are divided by
+the number of atoms that carry one, and those of atoms are compared where they are carried. `force_members` is how far
+the forces of a committee's members lie from their mean, to be held against the error of the mean."""
 
 BATCH_ATOMS: Final = 1024
 """Atoms that one evaluation takes where no batch size is given."""
 
 
 class Model(Protocol):
-    """What a report needs of a potential."""
+    """What a report needs of a potential, or of a model of dipoles or polarizabilities."""
 
     @property
     def species(self) -> tuple[str, ...]:
         """Names of the types."""
 
-    def evaluate(self, frames: Frames) -> ForceResult:
-        """Energies, forces and virials of a batch."""
+    def evaluate(self, frames: Frames) -> ForceResult | TensorValues:
+        """Energies, forces and virials of a batch, or its tensors."""
 
 
 @dataclass(frozen=True)
@@ -49,32 +64,35 @@ class ErrorMeasure:
     """Sums over the differences of predicted and reference numbers.
 
     Attributes:
-        n: number of differences.
+        n: number of differences, or sum of their weights.
         sum_abs: sum of their magnitudes.
         sum_square: sum of their squares.
     """
 
-    n: int
+    n: float
     sum_abs: float
     sum_square: float
 
     @classmethod
-    def of(cls, difference: Floats) -> ErrorMeasure:
-        """Measure an array of differences, of any shape."""
-        return cls(difference.size, float(np.abs(difference).sum()), float((difference**2).sum()))
+    def of(cls, difference: Floats, weight: Floats | None = None) -> ErrorMeasure:
+        """Measure an array of differences, of any shape; weights must have the same, or one that fits it."""
+        if weight is None:
+            return cls(difference.size, float(np.abs(difference).sum()), float((difference**2).sum()))
+        w = np.broadcast_to(weight, difference.shape)
+        return cls(float(w.sum()), float((w * np.abs(difference)).sum()), float((w * difference**2).sum()))
 
     def __add__(self, other: ErrorMeasure) -> ErrorMeasure:
         return ErrorMeasure(self.n + other.n, self.sum_abs + other.sum_abs, self.sum_square + other.sum_square)
 
     @property
     def mae(self) -> float:
-        """Mean absolute error."""
-        return self.sum_abs / self.n
+        """Mean absolute error; 0 where nothing has a weight."""
+        return self.sum_abs / self.n if self.n else 0.0
 
     @property
     def rmse(self) -> float:
-        """Root mean squared error."""
-        return float(np.sqrt(self.sum_square / self.n))
+        """Root mean squared error; 0 where nothing has a weight."""
+        return float(np.sqrt(self.sum_square / self.n)) if self.n else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,41 +101,59 @@ class Comparison:
 
     Attributes:
         reference: structures and labels.
-        energy: predicted, (n_frames,), eV.
-        forces: predicted, (n_atoms, 3), eV/Å.
-        virial: predicted, (n_frames, 3, 3), eV.
+        predicted: what the model says, by the names and in the shapes of the labels.
         member_forces: predicted by each member of a committee, (n_members, n_atoms, 3), eV/Å; None without one.
+        selected: species whose atoms carry a dipole or polarizability; None for all.
     """
 
     reference: LabelledFrames
-    energy: Floats
-    forces: Floats
-    virial: Floats
+    predicted: Mapping[str, Floats]
     member_forces: Floats | None = None
+    selected: tuple[int, ...] | None = None
+
+    @cached_property
+    def is_selected(self) -> Bools:
+        """Whether each atom carries a dipole or polarizability, (n_atoms,)."""
+        types = self.reference.frames.types
+        return np.ones(len(types), dtype=bool) if self.selected is None else np.isin(types, self.selected)
 
     @cached_property
     def pairs(self) -> dict[str, tuple[Floats, Floats]]:
         """Reference and predicted numbers by the names of `UNITS`, as far as there are labels."""
-        ref, counts = self.reference, self.reference.counts
-        found = {
-            "energy": (ref.energy, self.energy),
-            "energy_per_atom": (ref.energy / counts, self.energy / counts),
-        }
-        if ref.forces is not None:
-            found["force"] = (ref.forces, self.forces)
-        if ref.virial is not None:
-            n = counts[:, None, None]
-            found["virial"] = (ref.virial, self.virial)
-            found["virial_per_atom"] = (ref.virial / n, self.virial / n)
-        return found
+        frames, labels = self.reference.frames, self.reference.labels
+        known = {name: (labels[name], self.predicted[name]) for name in labels if name in self.predicted}
+        found = {"force" if name == "forces" else name: pair for name, pair in known.items()}
+        for name in ("energy", "virial"):
+            if name in known:
+                found[f"{name}_per_atom"] = _divided(known[name], self.reference.counts)
+        volume = np.abs(np.linalg.det(frames.cell))
+        if "virial" in known and frames.pbc.all() and volume.all():
+            found["stress"] = _divided(known["virial"], -volume)
+        n_selected = np.bincount(frames.frame_idx, self.is_selected, frames.n_frames)
+        for name in ("dipole", "polar"):
+            if name in known and n_selected.all():
+                found[f"{name}_per_atom"] = _divided(known[name], n_selected)
+        for name in TENSORS & known.keys():
+            found[name] = (known[name][0][self.is_selected], known[name][1][self.is_selected])
+        return {name: found[name] for name in UNITS if name in found and found[name][0].size}
 
     @cached_property
     def errors(self) -> dict[str, ErrorMeasure]:
         """Errors by the names of `UNITS`."""
         found = {name: ErrorMeasure.of(predicted - ref) for name, (ref, predicted) in self.pairs.items()}
+        weight = self.reference.atom_pref
+        if "force" in self.pairs and weight is not None:
+            ref, predicted = self.pairs["force"]
+            found["force_weighted"] = ErrorMeasure.of(predicted - ref, weight[:, None])
         if self.member_forces is not None:
-            found["force_members"] = ErrorMeasure.of(self.member_forces - self.forces)
+            found["force_members"] = ErrorMeasure.of(self.member_forces - self.predicted["forces"])
         return found
+
+
+def _divided(pair: tuple[Floats, Floats], by: Floats | Ints) -> tuple[Floats, Floats]:
+    """Both divided frame by frame."""
+    divisor = by.reshape(-1, *[1] * (pair[0].ndim - 1))
+    return pair[0] / divisor, pair[1] / divisor
 
 
 def compare(
@@ -129,30 +165,43 @@ def compare(
     """Evaluate a model on labelled frames.
 
     Args:
-        model: a potential.
+        model: a potential, or a model of dipoles or polarizabilities.
         reference: structures and labels; their species are the model's.
         batch: frames per evaluation; by default as many as have `BATCH_ATOMS` atoms.
         on_batch: called with the number of frames after each evaluation.
 
     Raises:
         StructureError: the model refuses a frame; the message names the system and the frames.
+        DataError: the data has no label of what the model predicts.
     """
     results = []
     for idx in _batches(reference, batch):
         try:
-            results.append(model.evaluate(reference.subset(idx).frames))
+            results.append(model.evaluate(suited(reference.subset(idx).frames, model)))
         except StructureError as error:
             raise StructureError(f"{reference.name}, frames {idx[0]} to {idx[-1]}: {error}") from None
         if on_batch is not None:
             on_batch(len(idx))
-    members = [r.committee.forces for r in results if r.committee is not None]
-    return Comparison(
-        reference,
-        np.concatenate([r.energy for r in results]),
-        np.concatenate([r.forces for r in results]),
-        np.concatenate([r.virial for r in results]),
-        np.concatenate(members, axis=1) if members else None,
+    parts = [_named(model, result) for result in results]
+    predicted = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    members = [r.committee.forces for r in results if isinstance(r, ForceResult) and r.committee is not None]
+    comparison = Comparison(
+        reference, predicted, np.concatenate(members, axis=1) if members else None, getattr(model, "selected", None)
     )
+    if not comparison.pairs:
+        raise DataError(
+            f"{reference.name} has {', '.join(reference.labels)}, but the model predicts {', '.join(predicted)}; "
+            "there is nothing to compare"
+        )
+    return comparison
+
+
+def _named(model: Model, result: ForceResult | TensorValues) -> dict[str, Floats]:
+    """A result by the names of labels."""
+    if isinstance(result, ForceResult):
+        return {name: getattr(result, name) for name in ("energy", "forces", "virial", "atom_energy")}
+    kind: str = getattr(model, "kind")  # noqa: B009 - only models of tensors have one
+    return {kind: result.total, f"atom_{kind}": result.atoms}
 
 
 def _batches(system: LabelledFrames, batch: int | None) -> Iterator[Ints]:
@@ -166,6 +215,19 @@ def _batches(system: LabelledFrames, batch: int | None) -> Iterator[Ints]:
             end = min(first + batch, system.n_frames)
         yield np.arange(first, end)
         first = end
+
+
+def check_atomic(comparisons: Sequence[Comparison]) -> None:
+    """Refuse systems without labels of single atoms.
+
+    Raises:
+        DataError: a system has none.
+    """
+    for c in comparisons:
+        wanted = [name for name in c.predicted if name.startswith("atom_")]
+        if not any(name in c.pairs for name in wanted):
+            files = " or ".join(f"{stem}.npy" for name in wanted for stem in LABELS[name].files)
+            raise DataError(f"{c.reference.name} has no labels of single atoms ({files}) to compare")
 
 
 def overall(comparisons: Sequence[Comparison]) -> dict[str, ErrorMeasure]:
@@ -218,6 +280,10 @@ def plot_parity(comparisons: Sequence[Comparison], path: str | Path) -> None:
         ("energy_per_atom", "Energy", "meV/atom", 1e3),
         ("force", "Force components", "eV/Å", 1.0),
         ("virial_per_atom", "Virial components", "meV/atom", 1e3),
+        ("dipole", "Dipole", "as in the data", 1.0),
+        ("atom_dipole", "Atomic dipoles", "as in the data", 1.0),
+        ("polar", "Polarizability", "as in the data", 1.0),
+        ("atom_polar", "Atomic polarizabilities", "as in the data", 1.0),
     ]
     drawn = [row for row in drawn if row[0] in errors]
     with panels(path, [3.6], [3.4] * len(drawn)) as grid:

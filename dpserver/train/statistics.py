@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from dpserver.frames import Floats, Frames, Ints
+from dpserver.frames import Bools, Floats, Frames, Ints
+from dpserver.models.config.descriptor import NeighbourCounts
 from dpserver.neighbors import Edges
-
-SEL_MULTIPLE = 4
-"""`sel: auto` rounds up to a multiple of this, as DeePMD-kit does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,43 +17,83 @@ class NeighbourStatistics:
     """Extremes of the neighbour lists of a data set.
 
     Attributes:
-        max_count: most neighbours of each species around any atom, (n_species,), int64.
+        counts: most neighbours around any atom, by cutoff in Å.
         min_distance: smallest distance of each pair of species, (n_species, n_species), Å; inf where never met.
     """
 
-    max_count: Ints
+    counts: dict[float, NeighbourCounts]
     min_distance: Floats
 
     @classmethod
-    def collect(cls, batches: Iterable[tuple[Frames, Edges]], n_species: int) -> NeighbourStatistics:
-        """Go once over structures and their neighbour lists."""
-        max_count = np.zeros(n_species, dtype=np.int64)
+    def collect(
+        cls, batches: Iterable[tuple[Frames, Edges]], n_species: int, cutoffs: Collection[float] = ()
+    ) -> NeighbourStatistics:
+        """Go once over structures and their neighbour lists.
+
+        Args:
+            batches: the structures, with lists that reach as far as the largest cutoff.
+            n_species: number of species.
+            cutoffs: within which neighbours are counted, Å.
+        """
+        by_species = {rcut: np.zeros(n_species, dtype=np.int64) for rcut in cutoffs}
+        total = dict.fromkeys(cutoffs, 0)
         min_distance = np.full((n_species, n_species), np.inf)
         for frames, edges in batches:
             ti, tj = frames.types[edges.centre], frames.types[edges.neighbour]
-            np.minimum.at(min_distance, (ti, tj), edges.distance)
-            counts = np.bincount(edges.centre * n_species + tj, minlength=frames.n_atoms * n_species)
-            np.maximum(max_count, counts.reshape(-1, n_species).max(axis=0), out=max_count)
-        return cls(max_count, np.minimum(min_distance, min_distance.T))
+            distance = edges.distance
+            np.minimum.at(min_distance, (ti, tj), distance)
+            for rcut in cutoffs:
+                counts = _count(frames, edges, distance < rcut, n_species)
+                np.maximum(by_species[rcut], counts.max(axis=0), out=by_species[rcut])
+                total[rcut] = max(total[rcut], int(counts.sum(axis=1).max()))
+        found = {rcut: NeighbourCounts(tuple(map(int, by_species[rcut])), total[rcut]) for rcut in cutoffs}
+        return cls(found, np.minimum(min_distance, min_distance.T))
+
+    def allowing(self, other: NeighbourStatistics) -> NeighbourStatistics:
+        """The same distances, and the larger of the counts of two data sets."""
+        larger = {}
+        for rcut, mine in self.counts.items():
+            theirs = other.counts[rcut]
+            most = tuple(max(pair) for pair in zip(mine.by_species, theirs.by_species, strict=True))
+            larger[rcut] = NeighbourCounts(most, max(mine.total, theirs.total))
+        return NeighbourStatistics(larger, self.min_distance)
 
 
-def choose_sel(sel: Sequence[int] | str, max_count: Ints) -> tuple[int, ...]:
-    """Turn `auto` or `auto:factor` into numbers: the most neighbours seen, times 1.1 or the factor, rounded up."""
-    if not isinstance(sel, str):
-        return tuple(sel)
-    factor = float(sel.partition(":")[2] or 1.1)
-    return tuple(int(np.ceil(max(n, 1) * factor / SEL_MULTIPLE)) * SEL_MULTIPLE for n in max_count)
+def _count(frames: Frames, edges: Edges, is_near: Bools, n_species: int) -> Ints:
+    """Neighbours of each species around each atom, over some of the edges, (n_atoms, n_species)."""
+    slots = edges.centre[is_near] * n_species + frames.types[edges.neighbour[is_near]]
+    return np.bincount(slots, minlength=frames.n_atoms * n_species).reshape(-1, n_species)
 
 
-def fit_energy_bias(energy: Floats, composition: Floats, rcond: float | None = None) -> Floats:
+def composition(frames: Frames, n_species: int, weight: Floats | None = None) -> Floats:
+    """Atoms of each species in each frame, (n_frames, n_species).
+
+    Args:
+        frames: the structures.
+        n_species: number of species.
+        weight: what each atom counts, (n_atoms,); 1 by default.
+    """
+    slots = frames.frame_idx * n_species + frames.types
+    counts = np.bincount(slots, weights=weight, minlength=frames.n_frames * n_species)
+    return counts.reshape(-1, n_species).astype(np.float64)
+
+
+def fit_energy_bias(
+    energy: Floats, counts: Floats, rcond: float | None = None, given: Sequence[float | None] = ()
+) -> Floats:
     """Fit an energy per species, the least squares solution of smallest norm.
 
     Args:
         energy: (n_frames,), eV.
-        composition: atoms of each species, (n_frames, n_species).
+        counts: atoms of each species, (n_frames, n_species).
         rcond: cut of small singular values, as in `numpy.linalg.lstsq`.
+        given: the energy of each species where it is known, else None; nothing is known by default.
 
     Returns:
         (n_species,), eV.
     """
-    return np.linalg.lstsq(composition, energy, rcond=rcond)[0].astype(np.float64)
+    known = np.array([np.nan if e is None else e for e in given or [None] * counts.shape[1]], dtype=np.float64)
+    is_free = np.isnan(known)
+    bias = np.where(is_free, 0.0, known)
+    bias[is_free] = np.linalg.lstsq(counts[:, is_free], energy - counts @ bias, rcond=rcond)[0]
+    return bias

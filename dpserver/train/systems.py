@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import overload
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from dpserver import neighbors
-from dpserver.errors import DataError, StructureError
-from dpserver.frames import Floats, Frames, Ints
-from dpserver.models.config import ModelConfig, SmoothConfig
+from dpserver.errors import ConfigError, DataError, StructureError
+from dpserver.frames import Ints
+from dpserver.models.config import ModelConfig, TensorFittingConfig
 from dpserver.models.graph import Graph
-from dpserver.models.potential import Potential
+from dpserver.models.parameters import check_parameters
 from dpserver.neighbors import Edges
-from dpserver.train.config import LossConfig
-from dpserver.train.data import LabelledFrames, template
+from dpserver.train.data import LabelledFrames, join, read_systems
+from dpserver.train.data_config import DataConfig
 from dpserver.train.loss import Labels
-from dpserver.train.statistics import NeighbourStatistics, choose_sel, fit_energy_bias
 
 MAX_CACHED_EDGES = 50_000_000
 """Neighbour lists of a system are kept up to this many edges, 48 bytes each, and built anew beyond."""
@@ -63,76 +61,44 @@ class System:
         data = self.data.subset(frame_idx)
         edges = Edges.concatenate([self.edges(int(k)) for k in frame_idx], data.frames.offsets[:-1])
         labels = Labels(
-            _tensor(data.energy, device),
-            _tensor(data.forces, device),
-            _tensor(data.virial, device),
-            _tensor(data.counts.astype(np.float64), device),
-            _tensor(data.frames.frame_idx, device),
+            {name: torch.as_tensor(values, device=device) for name, values in data.labels.items()},
+            torch.as_tensor(data.counts.astype(np.float64), device=device),
+            torch.as_tensor(data.frames.frame_idx, device=device),
+            torch.as_tensor(data.frames.types, device=device),
         )
         return Graph.build(data.frames, edges, self.n_species, device), labels
 
-
-@overload
-def _tensor(array: Floats | Ints, device: torch.device) -> Tensor: ...
-@overload
-def _tensor(array: None, device: torch.device) -> None: ...
-def _tensor(array: Floats | Ints | None, device: torch.device) -> Tensor | None:
-    return None if array is None else torch.as_tensor(array, device=device)
-
-
-def check_labels(systems: Iterable[System], loss: LossConfig) -> None:
-    """Refuse data without the labels the loss asks for.
-
-    Raises:
-        DataError: forces or virials are missing.
-    """
-    wanted = [("forces", "f")] * loss.has_force + [("virial", "v")] * loss.has_virial
-    for system in systems:
-        for label, key in wanted:
-            if getattr(system.data, label) is None:
-                raise DataError(
-                    f"{system.data.name} has no {label}, but the loss asks for them; add them, or set "
-                    f"loss.start_pref_{key} and loss.limit_pref_{key} to 0"
-                )
+    def closest(self, frame: int) -> float:
+        """Smallest distance between atoms of a frame within the cutoff, Å; 0 where they overlap, inf without any."""
+        try:
+            return float(self.edges(frame).distance.min(initial=np.inf))
+        except DataError:
+            return 0.0
 
 
-def initial_potential(
-    config: ModelConfig, systems: Sequence[System], batch_sizes: Sequence[int], seed: int, precision: str
-) -> Potential:
-    """A model with random weights and with the statistics of the training set.
+class Sample:
+    """Some frames of each system, evenly spaced, as batches of one frame; may be gone through more than once.
 
     Args:
-        config: the model; `sel: auto` is replaced by numbers.
-        systems: the training set.
-        batch_sizes: frames of a batch of each system; davg and dstd are taken from `data_stat_nbatch` batches.
-        seed: of the weights.
-        precision: `double`, `mixed` or `single`.
+        systems: what to take them from.
+        n_wanted: frames of each, at most; None for all.
+        device: where the batches are to be.
     """
-    n_species = len(config.type_map)
-    lists = ((s.data.subset([k]).frames, s.edges(k)) for s in systems for k in range(s.data.n_frames))
-    neighbours = NeighbourStatistics.collect(lists, n_species)
-    if isinstance(config.descriptor, SmoothConfig):
-        sel = choose_sel(config.descriptor.sel, neighbours.max_count)
-        config = config.model_copy(update={"descriptor": config.descriptor.model_copy(update={"sel": sel})})
-    potential = Potential(config, seed=seed, precision=precision)
-    potential.min_distance = neighbours.min_distance
-    potential.template = template(s.data for s in systems)
-    cpu = torch.device("cpu")
-    potential.descriptor.fit_normalisation(
-        (
-            system.batch([k], cpu)[0]
-            for system, size in zip(systems, batch_sizes, strict=True)
-            for k in _evenly(system.data.n_frames, config.data_stat_nbatch * size)
-        ),
-        config.data_stat_protect,
-    )
-    bias = fit_energy_bias(
-        np.concatenate([s.data.energy for s in systems]),
-        np.concatenate([_composition(s.data.frames, n_species) for s in systems]),
-        config.fitting_net.rcond,
-    )
-    potential.energy_bias.copy_(torch.from_numpy(bias))
-    return potential
+
+    def __init__(
+        self, systems: Sequence[System], n_wanted: Sequence[int] | None = None, device: torch.device | None = None
+    ) -> None:
+        self.device = torch.device("cpu") if device is None else device
+        wanted = [s.data.n_frames for s in systems] if n_wanted is None else n_wanted
+        self.parts = [(s, _evenly(s.data.n_frames, n)) for s, n in zip(systems, wanted, strict=True)]
+
+    def batches(self) -> Iterator[tuple[Graph, Labels]]:
+        """Graph and labels of each frame."""
+        return (system.batch([k], self.device) for system, frames in self.parts for k in frames)
+
+    def __iter__(self) -> Iterator[Graph]:
+        """The graphs alone."""
+        return (graph for graph, _ in self.batches())
 
 
 def _evenly(n_frames: int, n_wanted: int) -> Ints:
@@ -140,7 +106,114 @@ def _evenly(n_frames: int, n_wanted: int) -> Ints:
     return np.linspace(0, n_frames - 1, min(n_frames, n_wanted)).round().astype(np.int64)
 
 
-def _composition(frames: Frames, n_species: int) -> Floats:
-    """Atoms of each species in each frame, (n_frames, n_species)."""
-    counts = np.bincount(frames.frame_idx * n_species + frames.types, minlength=frames.n_frames * n_species)
-    return counts.reshape(-1, n_species).astype(np.float64)
+def open_systems(
+    config: DataConfig, model: ModelConfig, types: Sequence[str] | None = None, *, has_coefficients: bool = False
+) -> list[System]:
+    """Read the systems of a section, without the frames it leaves out.
+
+    Args:
+        config: `training_data` or `validation_data`.
+        model: whose species the frames are indexed by.
+        types: what the numbers of systems without names of their own stand for; the model's species by default.
+        has_coefficients: whether `atom_ener_coeff.npy` is to be heeded.
+
+    Raises:
+        DataError: the data cannot be read, or nothing is left of it.
+    """
+    types = model.type_map if types is None else types
+    data = read_systems(config.systems, types, config.rglob_patterns, _selected(model))
+    data = [_fitted(s, model, has_coefficients=has_coefficients) for s in data]
+    word, number = config.batch_rule or ("", 0)
+    if word == "filter":
+        data = [s.subset(np.flatnonzero(s.counts <= number)) for s in data if (s.counts <= number).any()]
+    if word == "mixed" and data:
+        if config.sys_probs is not None:
+            raise ConfigError('sys_probs: has no meaning with batch_size "mixed:N", which draws from all systems alike')
+        data = [join(data)]
+    systems = [System(s, model.rcut, len(model.type_map)) for s in data]
+    if config.min_pair_dist:
+        systems = [kept for s in systems if (kept := _without_close(s, config.min_pair_dist)) is not None]
+    if not systems:
+        raise DataError("batch_size filter:N or min_pair_dist leaves no frame of the data; allow more")
+    return systems
+
+
+def _selected(model: ModelConfig) -> list[str] | None:
+    """Species whose atoms have a tensor; None for all."""
+    types = model.fitting_net.sel_type if isinstance(model.fitting_net, TensorFittingConfig) else None
+    return None if types is None else [model.type_map[c] for c in types]
+
+
+def _fitted(data: LabelledFrames, model: ModelConfig, *, has_coefficients: bool) -> LabelledFrames:
+    """The frames with the model's species, and without what it does not take."""
+    fitting, frames = model.fitting_net, data.frames
+    index = np.array([model.type_map.index(name) for name in data.species])
+    frames = replace(
+        frames,
+        types=index[frames.types],
+        fparam=frames.fparam if fitting.numb_fparam else None,
+        aparam=frames.aparam if fitting.numb_aparam else None,
+    )
+    has_default = fitting.default_fparam is not None
+    try:
+        check_parameters(frames, fitting.numb_fparam, fitting.numb_aparam, has_default_fparam=has_default)
+    except StructureError as error:
+        raise DataError(f"{data.name}: {error}") from None
+    coefficients = data.atom_energy_coeff if has_coefficients else None
+    return replace(data, frames=frames, species=tuple(model.type_map), atom_energy_coeff=coefficients)
+
+
+def _without_close(system: System, closest: float) -> System | None:
+    """A system without the frames whose atoms come closer; None if there is nothing left."""
+    kept = [k for k in range(system.data.n_frames) if system.closest(k) >= closest]
+    if len(kept) == system.data.n_frames:
+        return system
+    return System(system.data.subset(kept), system.rcut, system.n_species) if kept else None
+
+
+def check_labels(systems: Sequence[System], needed: Mapping[str, str]) -> list[str]:
+    """Refuse data without the labels the loss asks for.
+
+    A system without one of them is trained on without that term of the loss, as DeePMD-kit does.
+
+    Args:
+        systems: the training set.
+        needed: the labels, and which keys of the loss to set to 0 without each.
+
+    Returns:
+        A sentence about each label that some systems lack.
+
+    Raises:
+        DataError: no system has a label, or a system has none of them.
+    """
+    data = [system.data for system in systems]
+    notes = []
+    for label, keys in needed.items():
+        lacking = [s.name for s in data if label not in s.labels]
+        if len(lacking) == len(data):
+            raise DataError(f"{_listed(lacking)} has no {label}, but the loss asks for it; add it, or set {keys} to 0")
+        if lacking:
+            notes.append(f"no {label} in {_listed(lacking)}: there the loss goes without that term")
+    for system in data:
+        if not needed.keys() & system.labels.keys():
+            raise DataError(f"{system.name} has nothing of what the loss asks for ({', '.join(needed)}); leave it out")
+    return notes
+
+
+def check_coordinates(systems: Iterable[System], n_coordinates: int) -> None:
+    """Refuse data whose generalized coordinates are not as many as the loss says.
+
+    Raises:
+        DataError: naming the system.
+    """
+    for data in (system.data for system in systems):
+        if data.drdq is not None and data.drdq.shape[1] != 3 * n_coordinates:
+            raise DataError(
+                f"{data.name}: drdq has {data.drdq.shape[1]} numbers for each atom, but loss.numb_generalized_coord is "
+                f"{n_coordinates}, for which it should be {3 * n_coordinates}"
+            )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """A few names and how many there are more."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from dpserver.frames import Frames
 from dpserver.models import checkpoint
 from dpserver.models.config import ModelConfig, parse
 from dpserver.models.potential import Potential
+from dpserver.models.tensors import TensorModel
 from tests import structures
 from tests.models import committees
 
@@ -114,7 +116,7 @@ def test_an_unknown_picture_is_refused_before_the_work(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(checkpoint, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(checkpoint, "read", lambda *_, **__: pytest.fail("the model was loaded"))
     with pytest.raises(ConfigError, match=r"cannot draw .*parity\.bmp: expected a name that ends in one of"):
         run(folder / "w.pt", folder, "--plot", tmp_path / "parity.bmp")
 
@@ -125,3 +127,170 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         run(folder / "w.pt", tmp_path / "data")
     assert CliRunner().invoke(app, [str(folder / "w.pt"), str(folder), "--batch", "0"]).exit_code == 2
+
+
+# --- as with dp test ---------------------------------------------------------------------------------------------
+
+
+def overall(*arguments: object) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = json.loads(run(*arguments, "--json"))["overall"]
+    return found
+
+
+def test_the_same_in_dp_tests_words(folder: Path, tmp_path: Path) -> None:
+    expected = overall(folder / "w.pt", folder / "a", folder / "b")
+    (tmp_path / "systems.txt").write_text(f"{folder / 'a'}\n\n{folder / 'b'}\n")
+    model = ("-m", folder / "w.pt")
+    assert overall(*model, "-s", folder) == expected
+    assert overall(*model, folder / "a", "-s", folder / "b") == expected
+    assert overall("--model", folder / "w.pt", "--system", folder / "a", "--system", folder / "b") == expected
+    assert overall(*model, "-f", tmp_path / "systems.txt") == expected
+
+
+def test_data_of_an_input(folder: Path, tmp_path: Path) -> None:
+    sections = {"training_data": {"systems": ["a"]}, "validation_data": {"systems": str(folder / "b")}}
+    (tmp_path / "a").symlink_to(folder / "a")
+    (tmp_path / "input.json").write_text(json.dumps({"model": {"type": "unheard of"}, "training": sections}))
+    source = tmp_path / "input.json"
+    assert overall(folder / "w.pt", "--train-data", source) == overall(folder / "w.pt", folder / "a")
+    assert overall(folder / "w.pt", "--valid-data", source) == overall(folder / "w.pt", folder / "b")
+    (tmp_path / "empty.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"empty\.json has no section training\.validation_data"):
+        run(folder / "w.pt", "--valid-data", tmp_path / "empty.json")
+
+
+def test_numbers_of_frames(folder: Path) -> None:
+    found = json.loads(run(folder / "w.pt", folder, "-n", "2", "--json"))["systems"]
+    assert [s["n_frames"] for s in found] == [2, 2]
+    assert [s["n_frames"] for s in json.loads(run(folder / "w.pt", folder, "-n", "9", "--json"))["systems"]] == [3, 3]
+
+
+def test_frames_at_random(folder: Path, tmp_path: Path) -> None:
+    def drawn(*options: str) -> list[float]:
+        run(folder / "w.pt", folder / "a", "-d", tmp_path / "x", *options)
+        return np.loadtxt(tmp_path / "x.e.out", ndmin=2)[:, 0].tolist()
+
+    in_order = drawn()
+    first, again = (drawn("--shuffle-test", "-r", "1") for _ in range(2))
+    assert first == again
+    assert sorted(first) == sorted(in_order)
+    assert {tuple(drawn("--shuffle-test", "-r", str(seed), "-n", "1")) for seed in range(9)} == {(e,) for e in in_order}
+
+
+def test_detail_files(folder: Path, tmp_path: Path) -> None:
+    run(folder / "w.pt", folder / "a", folder / "b", "--detail", tmp_path / "x.anything")
+    names = ("e", "e_peratom", "f", "s", "v", "v_peratom")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"x.{name}.out" for name in names]
+    energy = np.loadtxt(tmp_path / "x.e.out")
+    np.testing.assert_allclose(energy[:, 0] - energy[:, 1], [0.0] * 3 + [0.024] * 3, atol=1e-9)
+    np.testing.assert_allclose(np.loadtxt(tmp_path / "x.e_peratom.out"), energy / 24)
+    assert (tmp_path / "x.e.out").read_text().startswith(f"# {folder / 'a'}: data_e pred_e\n")
+    forces = np.loadtxt(tmp_path / "x.f.out")
+    assert forces.shape == (2 * 3 * 24, 6)
+    expected = np.concatenate([np.load(folder / name / "set.000/force.npy").reshape(-1, 3) for name in "ab"])
+    np.testing.assert_array_equal(forces[:, :3], expected)
+    np.testing.assert_allclose(forces[72:, 3:], forces[72:, :3] - 0.048, atol=1e-9)
+
+
+def test_a_second_run_starts_the_files_anew(folder: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        run(folder / "w.pt", folder / "a", "-d", tmp_path / "x")
+    assert len(np.loadtxt(tmp_path / "x.e.out")) == 3
+
+
+def test_details_of_labels_that_are_not_there(folder: Path, tmp_path: Path) -> None:
+    """As with DeePMD-kit they are zero."""
+    copy = tmp_path / "a"
+    shutil.copytree(folder / "a", copy)
+    (copy / "set.000/virial.npy").unlink()
+    run(folder / "w.pt", copy, "-d", tmp_path / "x")
+    virial = np.loadtxt(tmp_path / "x.v.out")
+    assert not virial[:, :9].any()
+    assert virial[:, 9:].any()
+    assert not (tmp_path / "x.s.out").exists()
+
+
+def test_energies_of_atoms(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has no labels of single atoms \(atom_ener\.npy or atomic_ener\.npy\)"):
+        run(folder / "w.pt", folder / "a", "-a")
+    copy = tmp_path / "a"
+    shutil.copytree(folder / "a", copy)
+    frames = [structures.cubic(seed=k) for k in range(3)]
+    exact = checkpoint.load(folder / "w.pt").evaluate(Frames.concatenate(frames)).atom_energy
+    np.save(copy / "set.000/atom_ener.npy", exact.reshape(3, -1) + 0.5)
+    assert overall(folder / "w.pt", copy, "-a")["atom_energy"]["mae"] == pytest.approx(0.5)
+    assert "atomic energy" in run(folder / "w.pt", copy)
+
+
+@pytest.fixture(scope="module")
+def tensors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the dipoles of oxygen, and data of two systems with its dipoles, off by 0.1, for the atoms of O."""
+    path = tmp_path_factory.mktemp("dipole")
+    config = parse(
+        ModelConfig,
+        {
+            "type_map": list(structures.SPECIES),
+            "descriptor": {"type": "se_e2_a", "sel": [30, 60], "rcut": 4.0, "neuron": [2, 4], "axis_neuron": 2},
+            "fitting_net": {"type": "dipole", "neuron": [4], "sel_type": [0]},
+        },
+    )
+    model = TensorModel(config, seed=3)
+    checkpoint.save(path / "dipole.pt", model, {})
+    for name in ("a", "b"):
+        frames = [structures.cubic(seed=k) for k in range(3)]
+        result = model.evaluate(Frames.concatenate(frames))
+        carriers = np.concatenate([f.types for f in frames]) == 0
+        (path / name / "set.000").mkdir(parents=True)
+        np.savetxt(path / name / "type.raw", frames[0].types, fmt="%d")
+        for label, values in (
+            ("coord", [f.positions for f in frames]),
+            ("box", [f.cell for f in frames]),
+            ("dipole", result.total + 0.1),
+            ("atomic_dipole", result.atoms[carriers] + 0.2),
+        ):
+            np.save(path / name / "set.000" / f"{label}.npy", np.reshape(values, (3, -1)))
+    return path
+
+
+def test_dipoles(tensors: Path, tmp_path: Path) -> None:
+    found = overall(tensors / "dipole.pt", tensors, "-d", tmp_path / "x")
+    n_carriers = int((structures.cubic(seed=0).types == 0).sum())
+    assert set(found) == {"dipole", "dipole_per_atom", "atom_dipole"}
+    assert found["dipole"]["rmse"] == pytest.approx(0.1)
+    assert found["dipole_per_atom"]["rmse"] == pytest.approx(0.1 / n_carriers)
+    assert found["atom_dipole"]["rmse"] == pytest.approx(0.2)
+    assert found["atom_dipole"]["n"] == 2 * 3 * n_carriers * 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.out", "x.out.1"]
+    assert (tmp_path / "x.out.1").read_text().startswith("# data_x data_y data_z pred_x pred_y pred_z\n")
+    rows = np.loadtxt(tmp_path / "x.out")
+    np.testing.assert_allclose(rows[:, :3], rows[:, 3:] + 0.1)
+    assert "atomic dipole" in run(tensors / "dipole.pt", tensors)
+
+
+def test_dipoles_of_atoms(tensors: Path, tmp_path: Path) -> None:
+    run(tensors / "dipole.pt", tensors / "a", "-d", tmp_path / "x", "--atomic")
+    n_carriers = int((structures.cubic(seed=0).types == 0).sum())
+    header = (tmp_path / "x.out").read_text().splitlines()[0].split()
+    assert header[1:5] == ["data_x1", "data_y1", "data_z1", "data_x2"]
+    assert header[-1] == f"pred_z{n_carriers}"
+    rows = np.loadtxt(tmp_path / "x.out")
+    assert rows.shape == (3, 2 * 3 * n_carriers)
+    np.testing.assert_allclose(rows[:, : 3 * n_carriers], rows[:, 3 * n_carriers :] + 0.2)
+
+
+def test_models_and_data_of_different_kinds(folder: Path, tensors: Path) -> None:
+    with pytest.raises(DataError, match="has energy, forces, virial, but the model predicts dipole, atom_dipole"):
+        run(tensors / "dipole.pt", folder / "a")
+    with pytest.raises(DataError, match="has dipole, atom_dipole, but the model predicts energy, forces, virial"):
+        run(folder / "w.pt", tensors / "a")
+
+
+def test_what_is_missing_on_the_command_line(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"expected a model file and data: dpserver test w\.pt DATA, or -m w\.pt"):
+        run()
+    with pytest.raises(ConfigError, match="expected data to test on"):
+        run(folder / "w.pt")
+    with pytest.raises(ConfigError, match=r"--datafile .*systems\.txt: cannot be read"):
+        run(folder / "w.pt", "-f", tmp_path / "systems.txt")
+    with pytest.raises(ConfigError, match=r"--detail .*nowhere/x: expected the beginning of a file name"):
+        run(folder / "w.pt", folder / "a", "-d", tmp_path / "nowhere/x")

@@ -10,6 +10,7 @@ import pytest
 
 from dpserver.models import checkpoint as models
 from dpserver.train import curve
+from tests.cli.commands import exit_code, run
 from tests.train import teacher
 
 
@@ -79,6 +80,86 @@ def test_ctrl_c_after_the_last_step_does_not_lose_the_model(tmp_path):
     _, stderr = process.communicate(timeout=60)
     assert "model: w.pt" in stderr
     assert (tmp_path / "w.pt").exists()
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_finetuning_a_model_with_an_input_that_leaves_the_network_out(here, monkeypatch, capsys):
+    potential = teacher.teacher()
+    potential.energy_bias += 1.0
+    models.save("old.pt", potential)
+    values = json.loads(teacher.write_input(here, numb_steps=2).read_text())
+    (here / "input.json").write_text(json.dumps({**values, "model": {"type_map": ["O", "H"]}}))
+    run(monkeypatch, "train", "input.json", "--finetune", "old.pt", "-o", "new.pt")
+    said = capsys.readouterr().err
+    assert "starting from old.pt" in said
+    assert "RMSE of the energies of 6 frames: 1e+03 →" in said
+    card = models.read("new.pt")["training"]
+    assert card["started_from"]["file"] == "old.pt"
+    run(monkeypatch, "train", "input.json", "--init-model", "model.ckpt", "-o", "again.pt")
+    assert "starting from model.ckpt-2.pt" in capsys.readouterr().err
+    assert models.read("again.pt")["training"]["started_from"]["how"] == "weights as they were"
+
+
+def test_the_network_of_the_model_is_taken_on_demand(here, monkeypatch, capsys):
+    models.save("old.pt", teacher.teacher())
+    values = json.loads(teacher.write_input(here, numb_steps=1).read_text())
+    values["model"]["fitting_net"] = {"neuron": [3, 3]}
+    (here / "input.json").write_text(json.dumps(values))
+    assert exit_code(monkeypatch, "train", "input.json", "-t", "old.pt") == 2
+    assert "or give --use-pretrain-script" in " ".join(capsys.readouterr().err.split())
+    run(monkeypatch, "train", "input.json", "-t", "old.pt", "--use-pretrain-script")
+    assert models.read("w.pt")["config"]["model"]["fitting_net"]["neuron"] == [10, 10]
+
+
+def test_options_of_dp_train_that_change_nothing_here(here, monkeypatch):
+    teacher.write_input(here, numb_steps=1)
+    run(monkeypatch, "train", "input.json", "--skip-neighbor-stat", "-v", "2", "-m", "master")
+    assert (here / "w.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "out.json"], "--output out.json: this is where the model goes"),
+        (["-l", "train.log"], "--log-path: what is said goes to stderr; write it to a file with 2> train.log"),
+        (["--force-load"], "--force-load: weights are taken over whole or not at all"),
+        (["-t", "a.pt", "-r", "b"], "--restart and --finetune exclude each other"),
+        (["-i", "none.pt"], "--init-model none.pt: found neither this file nor any checkpoint none.pt-N.pt"),
+        (["--head", "x"], "--head names a model of the file of --finetune or --init-model"),
+        (["--use-pretrain-script"], "--use-pretrain-script needs a model"),
+    ],
+)
+def test_options_that_do_not_fit(here, monkeypatch, capsys, arguments, message):
+    teacher.write_input(here)
+    assert exit_code(monkeypatch, "train", "input.json", *arguments) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        ({"numb_stps": 3}, 2, "training.numb_stps: unknown key; did you mean training.numb_steps?"),
+        ({"numb_steps": "3"}, 2, 'training.numb_steps: input should be a valid integer, got "3"'),
+        ({"training_data": {"systems": "gone"}}, 4, "gone"),
+        ({"training_data": None}, 2, "training.training_data: "),
+        ({"seed": -1}, 2, "training.seed: must be an integer ≥ 0"),
+    ],
+)
+def test_mistakes_in_the_input_are_named(here, monkeypatch, capsys, change, code, message):
+    values = json.loads(teacher.write_input(here).read_text())
+    values["training"] |= change
+    (here / "input.json").write_text(json.dumps(values))
+    assert exit_code(monkeypatch, "train", "input.json") == code
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -90,5 +90,6 @@ def write_input(folder: Path, model: dict[str, Any] = MODEL, **training: Any) ->
         },
     }
     path = folder / "input.json"
+    values["training"] = {key: value for key, value in values["training"].items() if value is not None}
     path.write_text(json.dumps(values))
     return path

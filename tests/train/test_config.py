@@ -12,8 +12,10 @@ import pytest
 from dpserver.errors import ConfigError
 from dpserver.models.config import LocFrameConfig, SeE2AConfig
 from dpserver.models.section import parse
-from dpserver.train.config import LearningRateConfig, LossConfig, TrainInput, load_input
+from dpserver.train.config import TrainInput, load_input
 from dpserver.train.data_config import DataConfig, parse_auto_prob
+from dpserver.train.learning_rate import ExponentialDecay
+from dpserver.train.loss_config import LossConfig
 
 # The keys of DeePMD-kit's examples/water/se_e2_a/input.json and examples/water/local_frame/input.json.
 SE_E2_A: dict[str, Any] = {
@@ -138,8 +140,7 @@ def test_official_se_e2_a_example(tmp_path: Path) -> None:
     assert found.training.validation_data is not None
     assert found.training.validation_data.numb_btch == 3
     assert (found.training.save_ckpt, found.training.max_ckpt_keep) == ("model.ckpt", 5)
-    assert found.loss.has_force
-    assert not found.loss.has_virial
+    assert found.loss.terms == {"e", "f"}
     assert found.options.precision == "double"
 
 
@@ -161,9 +162,9 @@ def test_survives_json(data: dict[str, Any]) -> None:
 def test_defaults_of_optional_sections() -> None:
     data = {k: v for k, v in SE_E2_A.items() if k in ("model", "training")}
     found = parse(TrainInput, data)
-    assert found.learning_rate == LearningRateConfig()
+    assert found.learning_rate == ExponentialDecay()
     assert found.loss == LossConfig()
-    assert found.loss.model_dump() == {
+    assert found.loss.summary() == {
         "type": "ener",
         "start_pref_e": 0.02,
         "limit_pref_e": 1.0,
@@ -203,40 +204,49 @@ def test_systems_are_found_from_here_or_from_the_file(tmp_path: Path, monkeypatc
         ),
         ("training.numb_steps", 1e6, "training.numb_steps: input should be a valid integer, got 1000000.0"),
         ("training.numb_steps", 0, "training.numb_steps: input should be greater than 0, got 0"),
-        ("training.numb_epoch", 3, "training.numb_epoch: 3 is not supported by dpserver; supported: null"),
+        ("training.numb_epoch", 3, "training.numb_epoch: says the same as numb_steps, which is given too"),
+        ("training.mixed_precision", {}, "training.mixed_precision: is not supported with half precision; set"),
+        ("training.data_dict", {}, "training.data_dict: belongs to a multi-task training, which dpserver does not do"),
+        ("training.gradient_max_norm", -1.0, "training.gradient_max_norm: input should be greater than or equal to 0"),
+        ("training.ckpt_keep_ratio", 1.0, "training.ckpt_keep_ratio: input should be less than 1"),
+        ("training.warmup_steps", "3", "learning_rate.warmup_steps: input should be a valid integer"),
         ("training.profiling", True, "training.profiling: true is not supported by dpserver; supported: false"),
         ("training.systems", ["x"], "training.systems: this is the place of DeePMD-kit before version 2; today it is"),
         ("training.set_prefix", "set", "training.set_prefix: this is the place of DeePMD-kit before version 2"),
         ("training.disp_file", "", "training.disp_file: "),
         ("training.training_data.systems", [], "training.training_data.systems: must be a path or a list of paths"),
-        ("training.training_data.batch_size", "mixed:3", "training.training_data.batch_size: must be an integer"),
+        ("training.training_data.batch_size", "mix:3", "training.training_data.batch_size: must be an integer"),
+        ("training.training_data.batch_size", "max", "training.training_data.batch_size: must be an integer"),
         ("training.training_data.batch_size", "auto:0", "training.training_data.batch_size: must be an integer"),
         ("training.training_data.batch_size", [2, 0], "training.training_data.batch_size: must be an integer"),
         ("training.training_data.auto_prob", "prob", 'training.training_data.auto_prob: must be "prob_uniform"'),
         ("training.training_data.auto_prob", "prob_sys_size;2:1:1", "training.training_data.auto_prob: must be"),
         ("training.training_data.auto_prob", 3, "training.training_data.auto_prob: must be"),
-        ("training.training_data.min_pair_dist", 0.5, "training.training_data.min_pair_dist: 0.5 is not supported"),
-        ("loss.type", "dos", "loss.type: input should be 'ener', got \"dos\""),
-        ("loss.start_pref_ae", 1.0, "loss.start_pref_ae: 1.0 is not supported by dpserver; supported: 0.0"),
-        ("loss.use_huber", True, "loss.use_huber: true is not supported by dpserver; supported: false"),
+        ("training.training_data.min_pair_dist", -1.0, "training.training_data.min_pair_dist: input should be greater"),
+        ("loss.type", "dos", "loss.type: supported are 'ener', 'tensor'; got \"dos\""),
+        (
+            "loss",
+            {"type": "tensor", "pref": 1, "pref_atomic": 1},
+            "loss.type: must be ener with model.fitting_net.type",
+        ),
+        ("loss.start_pref_h", 1.0, "loss.start_pref_h: 1.0 is not supported by dpserver; supported: 0.0"),
         ("loss.start_pref_f", -1.0, "loss.start_pref_f: input should be greater than or equal to 0, got -1.0"),
         (
             "loss",
             {"start_pref_e": 0, "start_pref_f": 0},
             "loss.start_pref_e: every term of the loss has a prefactor of 0",
         ),
-        ("learning_rate.type", "cosine", "learning_rate.type: input should be 'exp', got \"cosine\""),
+        ("learning_rate.type", "step", "learning_rate.type: supported are 'exp', 'cosine', 'wsd'; got \"step\""),
         ("learning_rate.stop_lr_ratio", 1e-3, "learning_rate.stop_lr_ratio: says the same as stop_lr"),
-        (
-            "learning_rate.warmup_steps",
-            100,
-            "learning_rate.warmup_steps: 100 is not supported by dpserver; supported: 0",
-        ),
         ("learning_rate.decay_rate", 1.5, "learning_rate.decay_rate: input should be less than or equal to 1"),
-        ("optimizer", {"type": "LKF"}, "optimizer.type: input should be 'Adam', got \"LKF\""),
+        ("optimizer", {"type": "LKF"}, "optimizer.type: supported are 'Adam', 'AdamW'; got \"LKF\""),
+        ("optimizer", {"type": "Adam", "momentum": 0.9}, "optimizer.momentum: unknown key"),
+        ("optimizer", {"adam_beta1": 1.0}, "optimizer.adam_beta1: input should be less than 1"),
         ("dpserver", {"precision": "half"}, "dpserver.precision: input should be 'double', 'mixed' or 'single'"),
         ("dpserver", {"device": "tpu"}, "dpserver.device: "),
-        ("validating", {}, "validating: dpserver does not support this key of DeePMD-kit"),
+        ("validating", {"full_validation": True}, "validating.full_validation: true is not supported by dpserver"),
+        ("nvnmd", {}, "nvnmd: is about models for the NVNMD chip"),
+        ("model.model_dict", {}, "model.model_dict: belongs to a multi-task training"),
     ],
 )
 def test_refuses(path: str, value: object, expected: str) -> None:
@@ -274,13 +284,62 @@ def test_precision_of_loc_frame_is_that_of_its_fitting_net() -> None:
     assert parse(TrainInput, data).options.precision == "mixed"
 
 
-def test_precisions_that_differ() -> None:
-    text = message(changed("model.descriptor.precision", "float32"))
-    assert text.startswith("model.fitting_net.precision: must be that of model.descriptor.precision")
+@pytest.mark.parametrize(("descriptor", "fitting"), [("float32", "float64"), ("float32", "default")])
+def test_precisions_that_differ_are_the_higher_one(descriptor: str, fitting: str) -> None:
+    data = changed("model.descriptor.precision", descriptor)
+    data["model"]["fitting_net"]["precision"] = fitting
+    assert parse(TrainInput, data).options.precision == "double"
+
+
+@pytest.mark.parametrize(("second", "expected"), [("float32", "mixed"), ("default", "double")])
+def test_precision_of_a_hybrid_is_the_highest_of_its_parts(second: str, expected: str) -> None:
+    part = {"type": "se_e2_r", "sel": [4, 8]}
+    parts = [{**part, "precision": "float32"}, {**part, "precision": second}]
+    data = changed("model.descriptor", {"type": "hybrid", "list": parts})
+    data["model"]["fitting_net"]["precision"] = "float32"
+    assert parse(TrainInput, data).options.precision == expected
+
+
+def test_the_precision_of_the_nets_leaves_our_other_options_alone() -> None:
+    data = changed("dpserver", {"optimizer": "soap"})
+    data["model"]["descriptor"]["precision"] = data["model"]["fitting_net"]["precision"] = "float32"
+    found = parse(TrainInput, data).options
+    assert (found.precision, found.optimizer) == ("mixed", "soap")
+
+
+def test_keys_that_moved_are_understood_where_they_were() -> None:
+    data = changed("training.warmup_steps", 7)
+    data["training"] |= {"opt_type": "AdamW", "weight_decay": 0.1}
+    found = parse(TrainInput, data)
+    assert found.learning_rate.warmup_steps == 7
+    assert (found.optimizer.type, found.optimizer.weight_decay) == ("AdamW", 0.1)
+    data["learning_rate"]["warmup_steps"] = 8
+    assert message(data).startswith("training.warmup_steps: says the same as learning_rate.warmup_steps")
+
+
+def test_length_in_epochs() -> None:
+    data = changed("training.num_epochs", 2.5)
+    del data["training"]["numb_steps"]
+    found = parse(TrainInput, data).training
+    assert (found.numb_steps, found.numb_epoch) == (None, 2.5)
+    del data["training"]["num_epochs"]
+    assert message(data).startswith("training.numb_steps: this key is required, or numb_epoch in its place")
+
+
+def test_number_of_checkpoints_kept() -> None:
+    found = parse(TrainInput, changed("training.ckpt_keep_ratio", 0.25)).training
+    assert found.n_kept(95_000) == 3
+    assert parse(TrainInput, SE_E2_A).training.n_kept(95_000) == 5
+
+
+def test_folder_of_checkpoints() -> None:
+    assert parse(TrainInput, changed("training.save_dir", "out/ckpt")).training.checkpoint_prefix == Path(
+        "out/ckpt/model.ckpt"
+    )
 
 
 def test_learning_rate_ends_at_stop_lr() -> None:
-    lr = LearningRateConfig(start_lr=1e-3, stop_lr=3.51e-8)
+    lr = ExponentialDecay(start_lr=1e-3, stop_lr=3.51e-8)
     assert lr.at(0, 1000000) == lr.at(4999, 1000000) == 1e-3
     # DeePMD-kit: decay_rate = exp(ln(3.51e-8 / 1e-3) / (1000000 / 5000))
     assert lr.at(5000, 1000000) == pytest.approx(1e-3 * 0.95000641, rel=1e-7)
@@ -288,20 +347,20 @@ def test_learning_rate_ends_at_stop_lr() -> None:
 
 
 def test_learning_rate_of_the_paper() -> None:
-    lr = LearningRateConfig(start_lr=1e-3, decay_rate=0.95, decay_steps=5000, stop_lr=1e-12, smooth=True)
+    lr = ExponentialDecay(start_lr=1e-3, decay_rate=0.95, decay_steps=5000, stop_lr=1e-12, smooth=True)
     assert lr.at(7500, 1000000) == pytest.approx(1e-3 * 0.95**1.5, rel=1e-14)
     assert lr.at(10**6, 10**6) == pytest.approx(1e-3 * 0.95**200, rel=1e-12)
 
 
 def test_learning_rate_limits() -> None:
-    assert LearningRateConfig().limit == 5e-8
-    assert LearningRateConfig(stop_lr_ratio=0.1).limit == pytest.approx(1e-4)
-    given_rate = LearningRateConfig(decay_rate=0.5, decay_steps=1, stop_lr=1e-5)
+    assert ExponentialDecay().limit == 5e-8
+    assert ExponentialDecay(stop_lr_ratio=0.1).limit == pytest.approx(1e-4)
+    given_rate = ExponentialDecay(decay_rate=0.5, decay_steps=1, stop_lr=1e-5)
     assert given_rate.at(1000, 10**6) == 1e-5
 
 
 def test_learning_rate_of_a_short_training_has_shorter_stairs() -> None:
-    lr = LearningRateConfig(start_lr=1e-3, stop_lr=1e-5, decay_steps=5000)
+    lr = ExponentialDecay(start_lr=1e-3, stop_lr=1e-5, decay_steps=5000)
     assert lr.at(99, 3000) == 1e-3
     assert lr.at(100, 3000) == pytest.approx(1e-3 * 1e-2 ** (1 / 30))
     assert lr.at(4, 500) == pytest.approx(1e-3)
@@ -324,6 +383,7 @@ def test_one_path_is_a_list_of_one() -> None:
         ("[1]", "must be one JSON object, got list"),
         ('{"loss": {"type": "ener", "type": "ener"}}', '"type" appears twice'),
         ("", "is not JSON"),
+        ("[" * 100000, "is not JSON"),
     ],
 )
 def test_what_is_no_input(tmp_path: Path, text: str, expected: str) -> None:

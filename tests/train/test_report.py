@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpserver.errors import StructureError
-from dpserver.frames import CommitteeResult, ForceResult, Frames
+from dpserver.errors import DataError, StructureError
+from dpserver.frames import CommitteeResult, ForceResult, Frames, TensorValues
 from dpserver.train import report
 from dpserver.train.data import LabelledFrames
-from dpserver.train.report import UNITS, Comparison, ErrorMeasure, as_dict, compare, overall, plot_parity
+from dpserver.train.report import Comparison, ErrorMeasure, as_dict, compare, overall, plot_parity
 
 
 @dataclass
@@ -49,7 +49,7 @@ def labelled(sizes: list[int], name: str = "made", *, forces: bool = True, viria
 
 def test_exact_model_has_no_error() -> None:
     found = compare(Harmonic(), labelled([2, 3, 4]))
-    assert set(found.errors) == set(UNITS) - {"force_members"}
+    assert set(found.errors) == {"energy", "energy_per_atom", "force", "virial", "virial_per_atom"}
     for error in found.errors.values():
         assert error.mae == error.rmse == 0.0
 
@@ -59,7 +59,12 @@ def test_known_differences() -> None:
     assert made.forces is not None
     assert made.virial is not None
     shift = np.array([[0.3, 0.0, 0.0], *[[0.0, 0.0, 0.0]] * 5])
-    found = Comparison(made, made.energy + np.array([0.4, -0.8]), made.forces + shift, made.virial - np.eye(3))
+    predicted = {
+        "energy": made.energy + np.array([0.4, -0.8]),
+        "forces": made.forces + shift,
+        "virial": made.virial - np.eye(3),
+    }
+    found = Comparison(made, predicted)
     e = found.errors
     assert (e["energy"].n, e["force"].n, e["virial"].n) == (2, 18, 18)
     assert e["energy"].mae == pytest.approx(0.6)
@@ -71,6 +76,76 @@ def test_known_differences() -> None:
     assert e["virial"].mae == pytest.approx(1 / 3)
     assert e["virial"].rmse == pytest.approx(np.sqrt(1 / 3))
     assert e["virial_per_atom"].mae == pytest.approx((1 / 2 + 1 / 4) / 6)
+
+
+def test_stress_is_the_virial_over_the_volume() -> None:
+    cells = np.array([2.0 * np.eye(3), 4.0 * np.eye(3)])
+    made = labelled([2, 4])
+    periodic = replace(made, frames=replace(made.frames, cell=cells, pbc=np.ones((2, 3), dtype=bool)))
+    assert made.virial is not None
+    found = Comparison(periodic, {"virial": made.virial + np.array([8.0, -64.0])[:, None, None]})
+    np.testing.assert_allclose(found.pairs["stress"][0], -made.virial / np.array([8.0, 64.0])[:, None, None])
+    assert found.errors["stress"].mae == pytest.approx(1.0)
+    assert "stress" not in Comparison(made, {"virial": made.virial}).pairs
+
+
+def test_energies_of_atoms() -> None:
+    made = labelled([2, 3])
+    exact = Harmonic().evaluate(made.frames).atom_energy
+    found = compare(Harmonic(), replace(made, atom_energy=exact - 0.25))
+    assert found.errors["atom_energy"].n == 5
+    assert found.errors["atom_energy"].mae == pytest.approx(0.25)
+    report.check_atomic([found])
+    with pytest.raises(DataError, match=r"made has no labels of single atoms \(atom_ener\.npy or atomic_ener\.npy\)"):
+        report.check_atomic([compare(Harmonic(), made)])
+
+
+def test_forces_count_by_their_weight() -> None:
+    made = replace(labelled([2]), atom_pref=np.array([3.0, 1.0]))
+    assert made.forces is not None
+    found = Comparison(made, {"forces": made.forces + np.array([[0.1], [0.5]])}).errors["force_weighted"]
+    assert found.n == 12
+    assert found.mae == pytest.approx((3 * 0.1 + 0.5) / 4)
+    assert found.rmse == pytest.approx(np.sqrt((3 * 0.01 + 0.25) / 4))
+    ignored = replace(made, atom_pref=np.zeros(2))
+    assert Comparison(ignored, {"forces": made.forces + 1.0}).errors["force_weighted"].rmse == 0.0
+
+
+@dataclass
+class Polar:
+    """Every B has the polarizability of the unit matrix, every A none."""
+
+    species: tuple[str, ...] = ("A", "B")
+    kind: str = "polar"
+    selected: tuple[int, ...] = (1,)
+
+    def evaluate(self, frames: Frames) -> TensorValues:
+        atoms = frames.types[:, None, None] * np.eye(3)
+        total = np.zeros((frames.n_frames, 3, 3))
+        np.add.at(total, frames.frame_idx, atoms)
+        return TensorValues(total, atoms)
+
+
+def test_tensors_count_where_they_are_carried() -> None:
+    made = labelled([2, 4, 5], forces=False, virial=False)  # one, two and two of B
+    atoms = made.frames.types[:, None, None] * np.eye(3)
+    made = replace(
+        made, energy=None, polar=np.array([1, 2, 2])[:, None, None] * np.eye(3) + 1.0, atom_polar=atoms - 0.5
+    )
+    found = compare(Polar(), made)
+    assert set(found.errors) == {"polar", "polar_per_atom", "atom_polar"}
+    assert found.errors["polar"].mae == pytest.approx(1.0)
+    assert found.errors["polar_per_atom"].mae == pytest.approx((1 + 1 / 2 + 1 / 2) / 3)
+    assert found.errors["atom_polar"].n == 5 * 9
+    assert found.errors["atom_polar"].rmse == pytest.approx(0.5)
+    report.check_atomic([found])
+
+
+def test_what_cannot_be_compared() -> None:
+    with pytest.raises(
+        DataError, match="made has energy, forces, virial, but the model predicts polar, atom_polar; there"
+    ):
+        compare(Polar(), labelled([2, 4]))
 
 
 class Divided(Harmonic):
@@ -102,9 +177,8 @@ def test_batches_give_the_same(batch: int | None, expected: list[int]) -> None:
     found = compare(model, made, batch, seen.append)
     assert model.batches == seen == expected
     exact = Harmonic().evaluate(made.frames)
-    np.testing.assert_array_equal(found.energy, exact.energy)
-    np.testing.assert_array_equal(found.forces, exact.forces)
-    np.testing.assert_array_equal(found.virial, exact.virial)
+    for name in ("energy", "forces", "virial", "atom_energy"):
+        np.testing.assert_array_equal(found.predicted[name], getattr(exact, name))
 
 
 def test_batches_by_atoms() -> None:
@@ -116,8 +190,8 @@ def test_batches_by_atoms() -> None:
 def test_overall_weighs_every_number_the_same() -> None:
     a, b = labelled([2] * 3), labelled([4], virial=False)
     found = [
-        Comparison(a, a.energy + 1.0, np.array(a.forces), np.array(a.virial)),
-        Comparison(b, b.energy + 5.0, np.array(b.forces), np.zeros((1, 3, 3))),
+        Comparison(a, {**a.labels, "energy": a.energy + 1.0}),
+        Comparison(b, {**b.labels, "energy": b.energy + 5.0}),
     ]
     total = overall(found)
     assert total["energy"].mae == pytest.approx((3 * 1.0 + 5.0) / 4)
@@ -150,9 +224,8 @@ def test_the_parity_plot_says_what_was_taken_off(
     axes = pytest.importorskip("matplotlib.figure").Figure().subplots(1, 3)
     monkeypatch.setattr(report, "panels", lambda *_: contextlib.nullcontext([list(axes)]))
     made = labelled([4] * 3)
-    exact = compare(Harmonic(), made)
     shifted = replace(made, energy=made.energy - 156.0 * 4 - made.energy.mean())
-    plot_parity([Comparison(shifted, shifted.energy, exact.forces, exact.virial)] * n_systems, tmp_path / "parity.png")
+    plot_parity([Comparison(shifted, shifted.labels)] * n_systems, tmp_path / "parity.png")
     assert axes[0].get_xlabel() == "reference − mean (meV/atom)"
     assert axes[0].get_ylabel() == "predicted − mean (meV/atom)"
     assert note in axes[0].texts[-1].get_text()
@@ -164,6 +237,6 @@ def test_parity_plot(tmp_path: Path, n_frames: int, virial: bool) -> None:
     pytest.importorskip("matplotlib")
     made = labelled([5] * n_frames, virial=virial)
     noise = np.random.default_rng(0).normal(size=(5 * n_frames, 3))
-    exact = compare(Harmonic(), made)
-    plot_parity([Comparison(made, exact.energy + 0.1, exact.forces + noise, exact.virial)], tmp_path / "parity.png")
+    predicted = {**made.labels, "energy": made.energy + 0.1, "forces": made.forces + noise}
+    plot_parity([Comparison(made, predicted)], tmp_path / "parity.png")
     assert (tmp_path / "parity.png").read_bytes().startswith(b"\x89PNG")

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from dpserver import neighbors
-from dpserver.train.statistics import NeighbourStatistics, choose_sel, fit_energy_bias
+from dpserver.models.config.descriptor import auto_sel
+from dpserver.train.statistics import NeighbourStatistics, composition, fit_energy_bias
 from tests import structures
 
 RCUT = 4.0
@@ -10,18 +11,21 @@ RCUT = 4.0
 
 def test_extremes_of_neighbour_lists_are_found():
     batches = [f() for f in (structures.cubic, structures.triclinic, structures.cluster)]
-    found = NeighbourStatistics.collect([(b, neighbors.build(b, RCUT)) for b in batches], 2)
-    closest, most = np.full((2, 2), np.inf), np.zeros(2, dtype=int)
+    found = NeighbourStatistics.collect([(b, neighbors.build(b, RCUT)) for b in batches], 2, {RCUT, 3.0})
+    closest, most, total, near = np.full((2, 2), np.inf), np.zeros(2, dtype=int), 0, 0
     for b in batches:
         edges = neighbors.build(b, RCUT)
         for i in range(b.n_atoms):
             mine = edges.centre == i
             kinds = b.types[edges.neighbour[mine]]
+            total, near = max(total, mine.sum()), max(near, (edges.distance[mine] < 3.0).sum())
             for k in range(2):
                 most[k] = max(most[k], (kinds == k).sum())
                 distances = edges.distance[mine][kinds == k]
                 closest[b.types[i], k] = min(closest[b.types[i], k], distances.min(initial=np.inf))
-    assert (found.max_count == most).all()
+    assert found.counts[RCUT].by_species == tuple(most)
+    assert (found.counts[RCUT].total, found.counts[3.0].total) == (total, near)
+    assert near < total < sum(most)
     assert (found.min_distance == closest).all()
     assert (found.min_distance == found.min_distance.T).all()
 
@@ -33,9 +37,32 @@ def test_pairs_never_met_have_no_distance():
     assert np.isinf(found.min_distance[1]).all()
 
 
-@pytest.mark.parametrize(("sel", "expected"), [("auto", (36, 68)), ("auto:1.5", (48, 92)), ((46, 92), (46, 92))])
-def test_sel_is_rounded_up_from_the_most_seen(sel, expected):
-    assert choose_sel(sel, np.array([31, 61])) == expected
+@pytest.mark.parametrize(
+    ("sel", "most", "expected"),
+    [("auto", (31, 61), (36, 68)), ("auto:1.5", (31, 61), (48, 92)), ("auto", (11, 0), (12, 4))],
+)
+def test_sel_is_rounded_up_from_the_most_seen(sel, most, expected):
+    # DeePMD-kit takes the integer part of the product first: 11 · 1.1 = 12.1 becomes 12
+    assert auto_sel(sel, most) == expected
+
+
+def test_composition_counts_atoms_or_adds_their_weights():
+    frame = structures.cubic()
+    twice = type(frame).concatenate([frame, structures.only(frame, 0)])
+    n_oxygen = int((frame.types == 0).sum())
+    assert composition(twice, 2).tolist() == [[n_oxygen, frame.n_atoms - n_oxygen], [n_oxygen, 0]]
+    weight = np.linspace(-1, 1, twice.n_atoms)
+    by_hand = [[weight[(twice.frame_idx == f) & (twice.types == t)].sum() for t in range(2)] for f in range(2)]
+    assert composition(twice, 2, weight) == pytest.approx(np.array(by_hand))
+
+
+def test_given_energies_are_kept_and_the_others_fitted_to_the_rest():
+    counts = np.array([[2.0, 4, 1], [3, 6, 0], [1, 3, 2], [4, 2, 2]])
+    energy = counts @ [-430.0, -13.5, -20.0]
+    bias = fit_energy_bias(energy, counts, None, [None, -10.0, None])
+    assert bias[1] == -10.0
+    expected = np.linalg.lstsq(counts[:, [0, 2]], energy + 10.0 * counts[:, 1], rcond=None)[0]
+    assert bias[[0, 2]] == pytest.approx(expected)
 
 
 def test_energy_bias_is_the_energy_of_a_species():

@@ -2,12 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from dpserver.errors import DataError
+from dpserver.errors import ConfigError, DataError
 from dpserver.models.config import ModelConfig, parse
 from dpserver.train import systems as module
-from dpserver.train.config import LossConfig
 from dpserver.train.data import read_system
-from dpserver.train.systems import System, check_labels, initial_potential
+from dpserver.train.data_config import DataConfig
+from dpserver.train.initial import initial_model
+from dpserver.train.loss_config import LossConfig
+from dpserver.train.systems import Sample, System, check_labels, open_systems
 from tests.train import teacher
 
 CPU = torch.device("cpu")
@@ -22,10 +24,10 @@ def system(tmp_path) -> System:
 def test_a_batch_is_its_frames_in_the_order_asked(system):
     graph, labels = system.batch([2, 0], CPU)
     result = teacher.teacher().evaluate(graph.frames)
-    assert result.energy == pytest.approx(labels.energy.numpy(), abs=1e-9)
-    assert result.forces == pytest.approx(labels.forces.numpy(), abs=1e-11)
-    assert result.virial == pytest.approx(labels.virial.numpy(), abs=1e-10)
-    assert (labels.energy.numpy() == system.data.energy[[2, 0]]).all()
+    assert result.energy == pytest.approx(labels.values["energy"].numpy(), abs=1e-9)
+    assert result.forces == pytest.approx(labels.values["forces"].numpy(), abs=1e-11)
+    assert result.virial == pytest.approx(labels.values["virial"].numpy(), abs=1e-10)
+    assert (labels.values["energy"].numpy() == system.data.energy[[2, 0]]).all()
 
 
 def test_neighbour_lists_are_built_once_while_there_is_room(system, monkeypatch):
@@ -39,14 +41,83 @@ def test_neighbour_lists_are_built_once_while_there_is_room(system, monkeypatch)
 def test_labels_the_loss_asks_for_must_be_there(tmp_path):
     teacher.write_npy(tmp_path / "data", 2, has_virial=False)
     system = System(read_system(tmp_path / "data", ("O", "H")), 4.0, 2)
-    check_labels([system], LossConfig())
+    assert check_labels([system], LossConfig().labels) == []
+    wanted = LossConfig(start_pref_v=0.1, limit_pref_v=0.1).labels
     with pytest.raises(DataError, match=r"data has no virial, but the loss asks .* loss\.start_pref_v"):
-        check_labels([system], LossConfig(start_pref_v=0.1, limit_pref_v=0.1))
+        check_labels([system], wanted)
+    teacher.write_npy(tmp_path / "whole", 2)
+    whole = System(read_system(tmp_path / "whole", ("O", "H")), 4.0, 2)
+    (note,) = check_labels([system, whole], wanted)
+    assert note.endswith("data: there the loss goes without that term")
+    with pytest.raises(DataError, match=r"data has nothing of what the loss asks for \(virial\)"):
+        check_labels([system, whole], {"virial": "x"})
+
+
+def opened(tmp_path, **options):
+    config = parse(DataConfig, {"systems": str(tmp_path / "data"), **options})
+    return open_systems(config, parse(ModelConfig, teacher.MODEL))
+
+
+def test_frames_whose_atoms_come_too_close_are_left_out(system, tmp_path):
+    closest = sorted(system.closest(k) for k in range(4))
+    (kept,) = opened(tmp_path, min_pair_dist=(closest[1] + closest[2]) / 2)
+    assert kept.data.n_frames == 2
+    assert min(kept.closest(k) for k in range(2)) == closest[2]
+    with pytest.raises(DataError, match="leaves no frame of the data"):
+        opened(tmp_path, min_pair_dist=3.0)
+
+
+def test_frames_that_are_too_large_are_left_out(system, tmp_path):
+    assert opened(tmp_path, batch_size="filter:24")[0].data.n_frames == 4
+    with pytest.raises(DataError, match="leaves no frame of the data"):
+        opened(tmp_path, batch_size="filter:23")
+
+
+def test_systems_are_mixed_on_demand(tmp_path):
+    for name in ("data/a", "data/b"):
+        teacher.write_npy(tmp_path / name, 2)
+    assert len(opened(tmp_path)) == 2
+    (mixed,) = opened(tmp_path, batch_size="mixed:3")
+    assert mixed.data.n_frames == 4
+    with pytest.raises(ConfigError, match="sys_probs: has no meaning"):
+        opened(tmp_path, batch_size="mixed:3", sys_probs=[0.5, 0.5])
+
+
+def test_data_are_numbered_by_the_model_whatever_their_own_numbers_mean(system, tmp_path):
+    model = parse(ModelConfig, {**teacher.MODEL, "type_map": ["H", "C", "O"]})
+    (by_name,) = open_systems(parse(DataConfig, {"systems": str(tmp_path / "data")}), model)
+    assert (by_name.data.frames.types == np.where(system.data.frames.types == 0, 2, 0)).all()
+    (tmp_path / "data" / "type_map.raw").unlink()
+    (by_number,) = open_systems(parse(DataConfig, {"systems": str(tmp_path / "data")}), model, ("O", "H"))
+    assert (by_number.data.frames.types == by_name.data.frames.types).all()
+    assert by_number.data.species == ("H", "C", "O")
+
+
+def test_parameters_the_model_does_not_take_are_left_alone(system, tmp_path):
+    for k in range(2):
+        np.save(tmp_path / "data" / f"set.{k:03d}" / "fparam.npy", np.ones((2, 1)))
+    (plain,) = opened(tmp_path)
+    assert plain.data.frames.fparam is None
+    fitting = {**teacher.MODEL["fitting_net"], "numb_fparam": 1}
+    model = parse(ModelConfig, {**teacher.MODEL, "fitting_net": fitting})
+    (with_them,) = open_systems(parse(DataConfig, {"systems": str(tmp_path / "data")}), model)
+    assert (with_them.data.frames.fparam == 1).all()
+    wider = parse(ModelConfig, {**teacher.MODEL, "fitting_net": {**fitting, "numb_fparam": 2}})
+    with pytest.raises(DataError, match="data: "):
+        open_systems(parse(DataConfig, {"systems": str(tmp_path / "data")}), wider)
+
+
+def test_a_sample_is_spread_over_the_frames_and_can_be_taken_twice(system):
+    sample = Sample([system], [3])
+    positions = [graph.frames.positions for graph in sample]
+    assert [p.tolist() for p in positions] == [system.data.subset([k]).frames.positions.tolist() for k in (0, 2, 3)]
+    assert len(list(sample)) == 3
+    assert len(list(Sample([system]))) == 4
 
 
 def test_normalisation_is_that_of_all_slots(system):
     """Mean and deviation of R̃ with every empty slot written out as zero, species by species."""
-    potential = initial_potential(parse(ModelConfig, teacher.MODEL), [system], [1], 0, "double")
+    potential = initial_model(parse(ModelConfig, teacher.MODEL), [system], [10], 0, "double")
     n_slots = sum(potential.descriptor.sel)
     for centre in range(2):
         radial, angular = [], []
@@ -61,11 +132,11 @@ def test_normalisation_is_that_of_all_slots(system):
         davg, dstd = potential.descriptor.davg[centre].numpy(), potential.descriptor.dstd[centre].numpy()
         assert davg == pytest.approx([np.mean(radial), 0, 0, 0])
         assert dstd[0] == pytest.approx(np.std(radial))
-        assert dstd[1:] == pytest.approx(np.full(3, np.sqrt(np.mean(np.square(angular)))))
+        assert dstd[1:] == pytest.approx(np.full(3, np.std(angular)))
 
 
 def test_loc_frame_is_normalised_feature_by_feature(system):
-    potential = initial_potential(parse(ModelConfig, teacher.LOC_FRAME), [system], [1], 0, "double")
+    potential = initial_model(parse(ModelConfig, teacher.LOC_FRAME), [system], [10], 0, "double")
     features = [potential.descriptor(*_graph_and_vectors(system, k)) for k in range(system.data.n_frames)]
     for centre in range(2):
         d = torch.cat([f[centre].features for f in features]).numpy()
@@ -82,6 +153,6 @@ def _graph_and_vectors(system: System, frame: int):
 
 def test_davg_stays_zero_on_demand(system):
     config = {**teacher.MODEL, "descriptor": {**teacher.MODEL["descriptor"], "set_davg_zero": True}}
-    potential = initial_potential(parse(ModelConfig, config), [system], [1], 0, "double")
+    potential = initial_model(parse(ModelConfig, config), [system], [10], 0, "double")
     assert not potential.descriptor.davg.any()
     assert (potential.descriptor.dstd < 1).all()
