@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import dpserver
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -24,13 +27,22 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def append(name: str, values: Mapping[str, Any]) -> None:
-    """Add a record to `results/NAME.json` and print it."""
+def _versions(*packages: str) -> dict[str, str]:
+    """Versions of those packages that are installed."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def append(name: str, values: Mapping[str, Any], machine: str | None = None) -> None:
+    """Add a record to `results/NAME.json` and print it; the machine is by default its processor."""
     record = {
         **values,
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{_processor()}, {len(os.sched_getaffinity(0))} cores",
-        "versions": {package: version(package) for package in ("dpserver", "torch", "ipi", "numpy", "numba")},
+        "machine": machine or f"{_processor()}, {len(os.sched_getaffinity(0))} cores",
+        "versions": {"dpserver": dpserver.__version__, **_versions("torch", "ipi", "numpy", "numba", "triton")},
     }
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)

@@ -1,0 +1,85 @@
+"""How long evaluations take, and which stages the time goes to."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+
+from dpserver.bench.structures import moving
+from dpserver.frames import Frames
+from dpserver.models.committee import Committee
+from dpserver.models.potential import Potential
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Whole evaluations of one kind of batch.
+
+    Attributes:
+        n_atoms: of all frames together; n_frames: how many.
+        median: s; least: s.
+    """
+
+    n_atoms: int
+    n_frames: int
+    median: float
+    least: float
+
+    @property
+    def us_per_atom(self) -> float:
+        """Median time per atom, µs."""
+        return 1e6 * self.median / self.n_atoms
+
+
+@dataclass(frozen=True)
+class Stages:
+    """One evaluation taken apart.
+
+    Attributes:
+        seconds: by stage, of one thread or on the device.
+        products: multiplications and additions of the matrix products in it.
+    """
+
+    seconds: dict[str, float]
+    products: float
+
+
+def measure(model: Potential | Committee, frames: Frames, repeats: int) -> Timing:
+    """Time evaluations of structures whose atoms move a little from one to the next.
+
+    Args:
+        model: accelerated; the first evaluation is not counted.
+        frames: the batch.
+        repeats: evaluations that count.
+
+    Raises:
+        StructureError: the model refuses the structures.
+    """
+    step, times = moving(frames), []
+    model.evaluate(step())
+    for _ in range(repeats):
+        structures = step()
+        start = time.perf_counter()
+        model.evaluate(structures)
+        times.append(time.perf_counter() - start)
+    return Timing(frames.n_atoms, frames.n_frames, statistics.median(times), min(times))
+
+
+def stages(model: Potential | Committee, frames: Frames, repeats: int) -> Stages | None:
+    """Take an evaluation apart, the fastest of several for each stage.
+
+    Args:
+        model: accelerated.
+        frames: the batch.
+        repeats: how often.
+
+    Returns:
+        None where no kernels evaluate all of the model.
+    """
+    compiled = model.compiled()
+    if len(compiled) != 1 or compiled[0] is None:
+        return None
+    parts = [compiled[0].profile(frames) for _ in range(repeats)]
+    seconds = {name: min(part[name] for part in parts) for name in parts[0]}
+    return Stages(seconds, compiled[0].products(frames))

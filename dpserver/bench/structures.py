@@ -1,0 +1,50 @@
+"""Structures to time a model on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from dpserver.frames import Frames, Ints
+
+_USUAL: float = 0.1
+"""Atoms per Å³, as in water, where nothing tells better."""
+
+
+def imagined(types: Sequence[int] | Ints, n_atoms: int, rcut: float, neighbours: float | None = None) -> Frames:
+    """A cube of atoms on a disturbed lattice, for a model whose structures are not at hand.
+
+    Args:
+        types: species of some atoms, whose composition the cube gets; their order is shuffled.
+        n_atoms: how many there are to be.
+        rcut: cutoff, Å; the cube is no thinner than what makes every neighbour another atom.
+        neighbours: of an atom within the cutoff; by default those of a liquid.
+    """
+    rng = np.random.default_rng(0)
+    density = _USUAL if neighbours is None else neighbours / (4 / 3 * np.pi * rcut**3)
+    n = int(np.ceil(n_atoms ** (1 / 3)))
+    sites = np.stack(np.meshgrid(*[np.arange(n)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    sites = sites[rng.permutation(n**3)[:n_atoms]]
+    edge = (n_atoms / density) ** (1 / 3)
+    positions = (sites + 0.5 + rng.uniform(-0.15, 0.15, sites.shape)) * (edge / n)
+    composition = np.sort(np.asarray(types, dtype=np.int64))[np.arange(n_atoms) * len(types) // n_atoms]
+    return Frames.single(positions, rng.permutation(composition), edge * np.eye(3))
+
+
+def tiled(frame: Frames, n: int) -> Frames:
+    """A periodic structure, n times along each lattice vector."""
+    grid = np.stack(np.meshgrid(*[np.arange(n)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    positions = (frame.positions + (grid @ frame.cell[0])[:, None]).reshape(-1, 3)
+    return Frames.single(positions, np.tile(frame.types, n**3), n * frame.cell[0])
+
+
+def moving(frames: Frames) -> Callable[[], Frames]:
+    """A function that gives the structures with every atom a little elsewhere each time, within the skin of lists."""
+    rng = np.random.default_rng(1)
+    others = [
+        replace(frames, positions=frames.positions + rng.uniform(-0.02, 0.02, frames.positions.shape)) for _ in range(4)
+    ]
+    count = iter(range(10**9))
+    return lambda: others[next(count) % 4]

@@ -1,0 +1,104 @@
+"""The fast form of potentials on a GPU: Triton kernels around the products of torch, replayed as one CUDA graph.
+
+It answers what `Potential.reference` does, to the accuracy of its tables. The host finds the neighbour lists, which
+serve until atoms have moved; the device gets positions, computes everything else, and gives back one block of numbers.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+from dpserver.frames import ForceResult, Frames, Ints
+from dpserver.kernels.tables import TableError
+from dpserver.models.accelerated import Accelerated
+from dpserver.models.assembly import FINEST
+from dpserver.models.curves import descriptor_of
+from dpserver.models.device_batch import DeviceBatch
+from dpserver.models.device_model import Centre, DeviceModel, centre_of
+from dpserver.models.planning import make_plan, reach_of
+from dpserver.neighbors.cache import ListCache, Neighbourhood
+
+if TYPE_CHECKING:
+    from dpserver.models.potential import Potential
+
+SKIN: Final = 1.0
+"""How much further neighbour lists reach than the cutoff, Å."""
+
+_MOST_BATCHES: Final = 4
+
+
+class DeviceCompiled(Accelerated):
+    """Potentials of one cutoff, one `sel` and the same species, compiled together for a GPU.
+
+    Args:
+        members: the potentials, on one device, with the descriptor `se_e2_a`.
+        table_error: of forces, relative.
+
+    Attributes:
+        error: of the tables against the embedding nets.
+        is_accurate: whether that is as asked for.
+    """
+
+    def __init__(self, members: Sequence[Potential], table_error: float) -> None:
+        super().__init__(members)
+        device, descriptor = members[0].device, descriptor_of(members[0])
+        dtype = np.dtype(np.float64 if members[0].network_dtype == torch.float64 else np.float32)
+        table_error = max(table_error, FINEST[dtype])
+        reach = np.min([reach_of(member) for member in members], axis=0)
+        self.error = TableError(0.0, 0.0, 0.0)
+        centres: list[list[Centre]] = []
+        for member in members:
+            plans = [make_plan(member, c, reach[c], dtype, table_error) for c in range(self._n_species)]
+            centres.append([centre_of(member, c, plan, reach[c], device) for c, plan in enumerate(plans)])
+            for table in (table for plan in plans for table in plan.tables):
+                self.error = self.error.largest(table.error)
+        self.is_accurate = max(self.error.value, self.error.first) <= table_error
+        config = descriptor.config
+        cutoff = torch.tensor([config.rcut, config.rcut_smth, config.env_protection], dtype=torch.float64)
+        self._model = DeviceModel(centres, cutoff.to(device), members[0].network_dtype)
+        self._lists = ListCache(descriptor.rcut, SKIN, self._n_species)
+        self._batches: OrderedDict[tuple[Any, ...], DeviceBatch] = OrderedDict()
+
+    def __str__(self) -> str:
+        e, name = self.error, str(self._model.dtype).removeprefix("torch.")
+        return (
+            f"fused kernels in {name} on {self._model.device}; tables of the embedding nets deviate by {e.value:.1e}, "
+            f"{e.first:.1e} (first) and {e.second:.1e} (second derivative)"
+        )
+
+    def profile(self, frames: Frames) -> dict[str, float]:
+        """Seconds on the device by stage of one evaluation, launched one by one and not as a graph."""
+        with self._lock:
+            self._compute(frames)
+            near = self._lists.find(frames)
+            return self._batch(frames, near).profile()
+
+    def products(self, frames: Frames) -> float:
+        """Multiplications and additions of the matrix products in one evaluation, there and back."""
+        found: float = sum(
+            4.0 * n_atoms * (centre.weights.numel() + sum(layer.weight.numel() for layer in centre.layers[1:]))
+            for centres in self._model.centres
+            for centre, n_atoms in zip(centres, self.centres_of(frames).tolist(), strict=True)
+        )
+        return found
+
+    def _compute(self, frames: Frames) -> tuple[list[ForceResult], Ints]:
+        near = self._lists.find(frames)
+        return self._batch(frames, near).evaluate(frames, near)
+
+    def _batch(self, frames: Frames, near: Neighbourhood) -> DeviceBatch:
+        """Room on the device for such a batch."""
+        ghosts = b"" if frames.is_ghost is None else frames.is_ghost.tobytes()
+        key = (frames.types.tobytes(), frames.counts.tobytes(), ghosts)
+        batch = self._batches.get(key)
+        if batch is None or not batch.has_room(near):
+            batch = self._batches[key] = DeviceBatch(self._model, frames, near)
+            while len(self._batches) > _MOST_BATCHES:
+                self._batches.popitem(last=False)
+        self._batches.move_to_end(key)
+        return batch
