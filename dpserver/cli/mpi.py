@@ -11,14 +11,13 @@ from typing import Final
 
 import typer
 
+from dpserver import guard
+from dpserver.cli import ranks
 from dpserver.errors import ConfigError
 
 _OPTION: Final = "--mpi-driver"
 _VARIABLE: Final = "DPSERVER_MPI_DRIVER"
 _BUG: Final = 1
-_SIZES: Final = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
-"""Where the `mpirun` of MPICH and of Open MPI tell a process how many there are."""
-
 _MEANINGLESS: Final = {
     "port": "--port",
     "host": "--host",
@@ -34,23 +33,21 @@ _MEANINGLESS: Final = {
 """Parameters of `serve` that tell how to reach a peer, and their options."""
 
 
-def check_alone() -> None:
-    """Refuse to serve a socket from an MPI job, whose other processes would wait for this one for ever.
+def is_driver(arguments: Sequence[str]) -> bool:
+    """Whether a command line is that of a driver rank, as far as can be told before it is read."""
+    return _OPTION in arguments or os.environ.get(_VARIABLE, "0") not in {"", "0"}
+
+
+def check_group_size(context: typer.Context) -> None:
+    """Refuse a size of groups where there are none.
 
     Raises:
-        ConfigError: `mpirun` has started this process together with others.
+        ConfigError: it was given without the option that makes drivers of ranks.
     """
-    if (size := _job_size()) > 1:
+    if _is_given(context, "group_size"):
         raise ConfigError(
-            f"this process is one of {size} of an MPI job; give {_OPTION} to serve an <ffmpi> of i-PI that is part of "
-            "it, or start dpserver without mpirun to serve a socket"
+            f"--group-size is for drivers of i-PI's <ffmpi>, and needs {_OPTION}; elsewhere all ranks are one group"
         )
-
-
-def _job_size() -> int:
-    """Processes that were started together with this one, itself included."""
-    sizes = [os.environ.get(name, "") for name in _SIZES]
-    return max(int(size) if size.isdigit() else 1 for size in sizes)
 
 
 def check_options(context: typer.Context) -> None:
@@ -85,13 +82,13 @@ def whole_job(arguments: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        is_driver = _OPTION in arguments or os.environ.get(_VARIABLE, "0") not in {"", "0"}
-        if (is_driver or _job_size() > 1) and (code := _code(error)):
+        if (is_driver(arguments) or guard.job_size() > 1) and (code := _code(error)):
             from dpserver.transport.ffmpi import end_job
 
             if not isinstance(error, SystemExit):
                 traceback.print_exception(error)
             sys.stderr.flush()
+            ranks.leave(code)
             end_job(code)
         raise
 

@@ -26,7 +26,7 @@ from dpserver.transport import Connection, SharedArrays
 
 logger = logging.getLogger(__name__)
 
-KNOWN_PARAMETERS = ("batch_size", "species", "template")
+KNOWN_PARAMETERS = ("aparam", "batch_size", "fparam", "species", "template")
 
 
 def explain_unknown(parameters: Sequence[str]) -> str:

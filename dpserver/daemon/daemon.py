@@ -86,6 +86,7 @@ class Daemon:
         self._is_once = is_once
         self._is_stopping = False
         self._is_told = False
+        self._lost: DeviceError | None = None
         self._last_served = clock()
         self._wake_up = WakeUp()
         self._compute = ComputeThread(Engine(model, budget.atoms, watch), self._wake_up)
@@ -99,6 +100,11 @@ class Daemon:
     def stop(self) -> None:
         """Ask to leave once no answer is owed; from any thread or a signal handler."""
         self._is_stopping = True
+        self._wake_up.wake()
+
+    def lose(self, error: DeviceError) -> None:
+        """Leave at once, for the device is lost; from any thread."""
+        self._lost = error
         self._wake_up.wake()
 
     def run(self) -> ExitCode:
@@ -127,6 +133,8 @@ class Daemon:
             self._meter.asleep()
             ready = self._select(patience)
             self._meter.awake()
+            if self._lost is not None:
+                raise self._lost
             if self._is_serving:
                 self._last_served = self._clock()
             for key, mask in ready:

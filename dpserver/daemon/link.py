@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from dpserver.daemon.conversation import Conversation, End, Ending, describe_service
-from dpserver.engine import Assigner, ForceModel, Order, Request
+from dpserver.engine import Assigner, ForceModel, Order, Parameters, Request
 from dpserver.ipi import Extras, Limits, Session
 from dpserver.transport import Attempt, Backoff, Connection, Endpoint, ShmEndpoint, Watchable
 from dpserver.transport.dialer import ATTEMPT_SECONDS
@@ -40,6 +40,7 @@ class Target:
         order: species of its atoms, if the user gave them.
         connections: how many to keep open; None for as many as the peer has work for.
         extras: whether its peer is sent the extras of an answer.
+        parameters: of its structures, for models that take such.
     """
 
     endpoint: Endpoint
@@ -47,6 +48,7 @@ class Target:
     order: Order | None = None
     connections: int | None = None
     extras: Extras = Extras.AUTO
+    parameters: Parameters | None = None
 
 
 @dataclass(frozen=True)
@@ -270,7 +272,7 @@ class Link:
     def _serve(self, connection: Connection) -> None:
         services = self._services
         logger.log(self._level, "%s: connected", self._name)
-        assigner = Assigner(services.model, self.target.order, self._name, self._level)
+        assigner = Assigner(services.model, self.target.order, self._name, self._level, self.target.parameters)
         is_shared = isinstance(self.target.endpoint, ShmEndpoint)
         session = Session(services.limits, is_shared=is_shared, extras=self.target.extras)
         group = self.target.endpoint

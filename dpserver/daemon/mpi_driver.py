@@ -15,11 +15,12 @@ from typing import Protocol
 
 from dpserver.daemon.conversation import describe_service, take_parameters
 from dpserver.daemon.daemon import ExitCode
-from dpserver.engine import Assigner, DeviationWatch, Engine, ForceModel, Order, Request
+from dpserver.engine import Assigner, DeviationWatch, Engine, ForceModel, Order, Parameters, Request
 from dpserver.errors import DeviceError, DPServerError
 from dpserver.ipi import Extras, Forces, ForcesWanted, Initialised, PeerLeft, Structures
 from dpserver.monitor import Kind, Meter, Phase, Reporter
-from dpserver.transport.ffmpi import DriverGroup, load_mpi
+from dpserver.parallel.mpi import load_mpi
+from dpserver.transport.ffmpi import DriverGroup
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class MPIDriver:
         mpi_name: of the force field; needed only where i-PI's input has several.
         channel: to i-PI; None joins the MPI job.
         extras: whether i-PI is sent extras; it reads them.
+        parameters: of the structures, for models that take such.
         watch: is shown what a committee answers.
         meter: is told what goes on; on the same clock.
         report: seconds between two lines in the log that say how it goes; None for none.
@@ -91,6 +93,7 @@ class MPIDriver:
         mpi_name: str = "",
         channel: Channel | None = None,
         extras: Extras = Extras.AUTO,
+        parameters: Parameters | None = None,
         watch: DeviationWatch | None = None,
         meter: Meter | None = None,
         report: float | None = None,
@@ -100,7 +103,7 @@ class MPIDriver:
         self._channel: Channel = DriverGroup(load_mpi(), mpi_name) if channel is None else channel
         self._name = str(self._channel)
         self._engine = Engine(model, watch=watch)
-        self._assigner = Assigner(model, order, self._name)
+        self._assigner = Assigner(model, order, self._name, given=parameters)
         self._has_extras = extras is not Extras.OFF
         self._meter = meter or Meter(clock)
         self._reporter = Reporter(self._meter, report, clock)
@@ -108,6 +111,7 @@ class MPIDriver:
         self._sleep = sleep
         self._pauses = Pauses()
         self._is_stopping = False
+        self._lost: DeviceError | None = None
         self._deadline: float | None = None
         self._n_evaluations = 0
         self._seconds = 0.0
@@ -115,6 +119,10 @@ class MPIDriver:
     def stop(self) -> None:
         """Ask to leave; from any thread or a signal handler. Only i-PI can end the job in good order."""
         self._is_stopping = True
+
+    def lose(self, error: DeviceError) -> None:
+        """End the job, for the device is lost; from any thread."""
+        self._lost = error
 
     def run(self) -> int:
         """Serve until i-PI leaves.
@@ -162,6 +170,8 @@ class MPIDriver:
             now = self._clock()
             if self._has_run_out(now):
                 return None
+            if self._lost is not None:
+                raise self._lost
             self._reporter.report()
             self._sleep(self._pauses.after(now - since))
         self._meter.awake()

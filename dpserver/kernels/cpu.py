@@ -86,10 +86,14 @@ def sum_forces(batch: Batch, edge_gradient: Floats, n_species: int, first: int, 
     for i in range(first, end):
         x = y = z = 0.0
         for e in range(batch.starts[i * n_species], batch.starts[(i + 1) * n_species]):
-            back = batch.reverse[e]
-            x += edge_gradient[e, 0] - edge_gradient[back, 0]
-            y += edge_gradient[e, 1] - edge_gradient[back, 1]
-            z += edge_gradient[e, 2] - edge_gradient[back, 2]
+            x += edge_gradient[e, 0]
+            y += edge_gradient[e, 1]
+            z += edge_gradient[e, 2]
+        for k in range(batch.incoming_starts[i], batch.incoming_starts[i + 1]):
+            e = batch.incoming[k]
+            x -= edge_gradient[e, 0]
+            y -= edge_gradient[e, 1]
+            z -= edge_gradient[e, 2]
         forces[i, 0], forces[i, 1], forces[i, 2] = x, y, z
 
 

@@ -14,7 +14,20 @@ import numpy as np
 from dpserver.frames import Floats, Ints
 from dpserver.jit import jit
 from dpserver.kernels import simd
-from dpserver.kernels.layout import GOOD, SEEN, SILENT, TOO_CLOSE, TOO_MANY, UNSEEN, Batch, Model, Output, Workspace
+from dpserver.kernels.layout import (
+    BY_DISTANCE,
+    BY_SWITCHED,
+    GOOD,
+    SEEN,
+    SILENT,
+    TOO_CLOSE,
+    TOO_MANY,
+    UNSEEN,
+    Batch,
+    Model,
+    Output,
+    Workspace,
+)
 
 _CHUNK: Final = simd.CHUNK
 
@@ -32,7 +45,7 @@ def find_edges(model: Model, batch: Batch, output: Output, space: Workspace, low
     for a in range(high - low):
         i = batch.atoms[low + a]
         x_i, y_i, z_i = x[i]
-        status = GOOD
+        status, total = GOOD, 0
         for k in range(n_species):
             row = a * n_species + k
             space.first[row] = n
@@ -49,7 +62,8 @@ def find_edges(model: Model, batch: Batch, output: Output, space: Workspace, low
                 n += square < rcut_squared
             n_found = n - space.first[row]
             kind = model.exclusion[centre, k]
-            if n_found > model.sel[k] and kind != UNSEEN:
+            total += n_found
+            if n_found > model.limits[k] and kind != UNSEEN:
                 status = TOO_MANY
             elif closest < model.closest[centre, k] and status == GOOD:
                 status = TOO_CLOSE
@@ -60,14 +74,14 @@ def find_edges(model: Model, batch: Batch, output: Output, space: Workspace, low
                 n = space.first[row]
             edges[0, n], edges[1, n], edges[2, n], edges[3, n] = 0.0, 0.0, 0.0, rcut_squared
             n += 1
-        output.status[i] = status
+        output.status[i] = status if total <= model.limits[n_species] else TOO_MANY
     space.first[(high - low) * n_species] = n
     _lengths(model, edges, n)
 
 
 @jit
 def _lengths(model: Model, edges: Floats, n: int) -> None:
-    """From r²: s = w(r)/r, b = s/r and their derivatives, divided by r."""
+    """From r²: s = w(r)/r, b = s/r, v where tables are functions of it, and their derivatives, divided by r."""
     rcut, rcut_smth, protection = model.cutoff
     per_width = 1 / (rcut - rcut_smth)
     for e in range(n):
@@ -83,6 +97,10 @@ def _lengths(model: Model, edges: Floats, n: int) -> None:
         edges[5, e] = b
         edges[6, e] = by_r / r
         edges[7, e] = (by_r - b) * q / r
+        if model.variable == BY_DISTANCE:
+            is_far = r >= rcut_smth
+            edges[9, e] = (rcut - r) * per_width if is_far else 1 + q - 1 / (rcut_smth + protection)
+            edges[10, e] = (-per_width if is_far else -q * q) / r
 
 
 @jit
@@ -90,6 +108,7 @@ def find_places(model: Model, space: Workspace, n_rows: int, member: int, centre
     """R̃, and the interval of the table and the place in it, for each edge of a block."""
     n_species = len(model.sel)
     edges, row, norm = space.edges, space.row, model.norm[member, centre]
+    variable = edges[4 if model.variable == BY_SWITCHED else 9]
     for e in range(space.first[n_rows * n_species]):
         b = edges[5, e]
         row[e, 1] = (edges[4, e] - norm[0]) * norm[4]
@@ -103,7 +122,7 @@ def find_places(model: Model, space: Workspace, n_rows: int, member: int, centre
         for a in range(n_rows):
             start, stop = space.first[a * n_species + k], space.first[a * n_species + k + 1]
             for e in range(start, stop):
-                place = min(edges[4, e] * per_s, last)
+                place = min(variable[e] * per_s, last)
                 here = np.uint64(place)
                 parts = parts_of[here]
                 place = (place - here) * parts
@@ -184,11 +203,13 @@ def finish_edges(
 ) -> None:
     """Write dE/dr_ij of the edges of a block, and the virials of its atoms.
 
-    r_ij enters s and the vector b r_ij, so that dE/dr = b g + r/r (s' dE/ds + b' r·g), g the derivatives by b r_ij.
+    r_ij enters s, v and the vector b r_ij, so that dE/dr = b g + r/r (s' dE/ds + v' dE/dv + b' r·g), g the derivatives
+    by b r_ij.
     """
     _, member, centre = where
     n_species = len(model.sel)
     norm, edges, gradient = model.norm[member, centre], space.edges, space.gradient
+    slope = edges[6 if model.variable == BY_SWITCHED else 10]
     target = output.edge_gradient[member]
     for a in range(high - low):
         i = batch.atoms[low + a]
@@ -197,11 +218,11 @@ def finish_edges(
         for row in range(a * n_species, (a + 1) * n_species):
             for e in range(space.first[row], space.first[row + 1] - 1):
                 x, y, z, b = edges[0, e], edges[1, e], edges[2, e], edges[5, e]
-                by_s = gradient[e, 0] * edges[8, e] + gradient[e, 1] * norm[4]
+                by_v, by_s = gradient[e, 0] * edges[8, e], gradient[e, 1] * norm[4]
                 gx = gradient[e, 2] * norm[5]
                 gy = gradient[e, 3] * norm[6]
                 gz = gradient[e, 4] * norm[7]
-                along = by_s * edges[6, e] + (gx * x + gy * y + gz * z) * edges[7, e]
+                along = by_v * slope[e] + by_s * edges[6, e] + (gx * x + gy * y + gz * z) * edges[7, e]
                 gx = b * gx + x * along
                 gy = b * gy + y * along
                 gz = b * gz + z * along

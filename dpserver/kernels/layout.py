@@ -17,6 +17,11 @@ SEEN, EXCLUDED, SILENT, UNSEEN = range(4)
 """How the neighbours of a pair of species enter: as they are; by the slot they take; they and the empty slots of `sel`
 not at all; as if their slots were empty."""
 
+BY_SWITCHED, BY_DISTANCE = range(2)
+"""What tables are functions of: s; or v, which grows with -r from 0 at the cutoff to 1 at rcut_smth, then with 1/r."""
+EDGE_ROWS: Final = 11
+"""Numbers that are kept of each edge, see `Workspace`."""
+
 GOOD: Final = 0
 TOO_MANY: Final = 1
 """Status of an atom with more neighbours than `sel`."""
@@ -29,7 +34,10 @@ class Model(NamedTuple):
 
     Attributes:
         cutoff: rcut, rcut_smth, env_protection, (3,), Å.
-        sel: slots for neighbours of each species, (n_species,).
+        sel: slots for neighbours of each species, (n_species,); any may be taken by more neighbours than it has, where
+            `limits` allow it.
+        limits: most neighbours of each species, and of all together, (n_species + 1,).
+        variable: `BY_SWITCHED` or `BY_DISTANCE`.
         exclusion: `SEEN` and so on for centre and neighbour, (n_species, n_species).
         closest: squared smallest distance that the tables of all members reach, (n_species, n_species), Å².
         norm: davg and 1/dstd of the four rows, (n_members, n_species, 8).
@@ -49,6 +57,8 @@ class Model(NamedTuple):
 
     cutoff: Floats
     sel: Ints
+    limits: Ints
+    variable: int
     exclusion: Ints
     closest: Floats
     norm: Floats
@@ -116,8 +126,9 @@ class Batch(NamedTuple):
         positions: (n_atoms, 3), Å.
         shifts: lattice translations that occur, (n_shifts, 3), Å.
         starts: first edge for each centre and species of neighbours, (n_atoms * n_species + 1,).
-        neighbour: atom at the other end of each edge; shift: its translation; reverse: the edge back.
-        atoms: all atoms, sorted by species.
+        neighbour: atom at the other end of each edge; shift: its translation.
+        incoming: the edges that end at each atom, atom by atom; incoming_starts: first for each atom, (n_atoms + 1,).
+        atoms: all that are no ghosts, sorted by species.
         blocks: first, end in `atoms`, and the species, (n_blocks, 3).
     """
 
@@ -126,7 +137,8 @@ class Batch(NamedTuple):
     starts: Ints
     neighbour: Ints32
     shift: Ints32
-    reverse: Ints32
+    incoming: Ints32
+    incoming_starts: Ints
     atoms: Ints
     blocks: Ints
 
@@ -136,7 +148,7 @@ class Output(NamedTuple):
 
     Attributes:
         edge_gradient: dE/dr_ij, 0 beyond the cutoff, (n_members, n_edges, 3), eV/Å.
-        atom_energy: (n_members, n_atoms), eV.
+        atom_energy: (n_members, n_atoms), eV; of ghosts nothing is written, here and in what follows.
         atom_virial: -Σ_j dE/dr_ij ⊗ r_ij, xx yy zz xy xz yz, symmetrised, (n_members, n_atoms, 6), eV.
         status: (n_atoms,).
     """
@@ -151,7 +163,8 @@ class Workspace(NamedTuple):
     """What one thread needs for one block; for at most `room` edges.
 
     Attributes:
-        edges: x, y, z, r², s, b, s'/r, b'/r, dt/ds by edge, (9, room).
+        edges: x, y, z, r², s, b, s'/r, b'/r, dt/dv by edge, and where tables are not functions of s v, v'/r; v is s
+            where they are; (EDGE_ROWS, room).
         slot: edge of the batch, (room,); first: edge of each centre and species, (rows * n_species + 1,); n_empty:
             slots of `sel` left to each.
         row: place in the interval, and R̃, (room, RECORD); interval: of the table, (room,).

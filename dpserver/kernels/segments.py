@@ -7,6 +7,7 @@ derivative needs an atomic or an `index_add`, and results are bitwise reproducib
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -47,6 +48,22 @@ class Segments:
         slots, edges, n = (torch.as_tensor(a, device=device) for a in (slot, edge, counts))
         return cls(n_rows, width, slots, edges, n)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Segments]) -> Segments:
+        """Describe the edges of several parts, one part after the other, with the same rows in each."""
+        n_rows = parts[0].n_rows
+        counts = torch.stack([part.counts for part in parts])
+        first, total = counts.cumsum(dim=0) - counts, counts.sum(dim=0)
+        width = int(total.max()) if n_rows else 0
+        slots = []
+        for part, before in zip(parts, first, strict=True):
+            row = torch.div(part.slot, max(part.width, 1), rounding_mode="floor")
+            slots.append(row * width + before[row] + part.slot - row * part.width)
+        slot = torch.cat(slots)
+        edge = torch.full((n_rows * width,), len(slot), dtype=torch.int64, device=slot.device)
+        edge[slot] = torch.arange(len(slot), device=slot.device)
+        return cls(n_rows, width, slot, edge, total)
+
 
 def sum_outer(segments: Segments, a: Tensor, b: Tensor) -> Tensor:
     """Sum the outer products of two edge quantities over each row.
@@ -61,16 +78,16 @@ def sum_outer(segments: Segments, a: Tensor, b: Tensor) -> Tensor:
     Returns:
         (n_rows, p, q).
     """
-    return torch.bmm(_spread(a, segments).transpose(1, 2), _spread(b, segments))
+    return torch.bmm(spread(a, segments).transpose(1, 2), spread(b, segments))
 
 
-def _spread(a: Tensor, segments: Segments) -> Tensor:
-    """(n_edges, p) to (n_rows, width, p), zeros in empty slots."""
+def spread(a: Tensor, segments: Segments) -> Tensor:
+    """Spread an edge quantity (n_edges, p) over the rows, (n_rows, width, p), with zeros in empty slots."""
     return cast(Tensor, _Spread.apply(a, segments))  # type: ignore[no-untyped-call]
 
 
-def _gather(a: Tensor, segments: Segments) -> Tensor:
-    """(n_rows, width, p) to (n_edges, p)."""
+def gather(a: Tensor, segments: Segments) -> Tensor:
+    """Collect an edge quantity, (n_edges, p), from the rows it was spread over, (n_rows, width, p)."""
     return cast(Tensor, _Gather.apply(a, segments))  # type: ignore[no-untyped-call]
 
 
@@ -83,7 +100,7 @@ class _Spread(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _gather(grad, ctx.segments), None
+        return gather(grad, ctx.segments), None
 
 
 class _Gather(torch.autograd.Function):
@@ -94,4 +111,4 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _spread(grad, ctx.segments), None
+        return spread(grad, ctx.segments), None

@@ -13,6 +13,7 @@ Moments are then sums of φ, and C enters once per atom instead of once per edge
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import factorial
@@ -32,6 +33,8 @@ DEGREE: Final = 2 * MATCHED + 1
 _MOST_BINS: Final = 256
 _MANY_PARTS: Final = 64
 _FINE_SHARE: Final = 0.75
+_ASIDE: Final = 1e-12
+"""Where a derivative jumps it is taken on this side, as a part of an interval."""
 _PLACES: Final = np.array([0.07, 0.25, 0.5, 0.75, 0.93])
 """Where in an interval polynomials are held against the function."""
 
@@ -97,9 +100,10 @@ class Tabulation:
         end: of the range.
         tolerance: largest deviation of value and first derivative, as in `TableError`; a function that is too sharp
             for it is tabulated as finely as is reasonable.
+        break_at: where the third derivative of the function jumps, if anywhere: no polynomial spans that place.
     """
 
-    def __init__(self, function: Derivatives, end: float, tolerance: float) -> None:
+    def __init__(self, function: Derivatives, end: float, tolerance: float, break_at: float | None = None) -> None:
         self._function = function
         self._tolerance = tolerance
         self._scale = scale = _Scale.of(function, end)
@@ -108,10 +112,13 @@ class Tabulation:
         while is_fine.mean() < _FINE_SHARE and bins < _MOST_BINS:
             bins *= 2
             width = end * (1 + 1e-9) / bins
-            fit = _Fit.of(function, _places(bins, width), width)
+            if break_at is not None and break_at < end:
+                width = break_at / round(max(break_at / width, 1))
+            starts = _places(math.ceil(end * (1 + 1e-9) / width), width)
+            fit = _Fit.of(function, starts, width, break_at)
             is_fine = fit.deviation(function, scale) <= 0.5 * tolerance
         self._width = width
-        self._parts = np.ones(bins, dtype=np.int64)
+        self._parts = np.ones(len(starts), dtype=np.int64)
         coefficients = [c[None] for c in fit.coefficients]
         for b in np.flatnonzero(~is_fine):
             deviation, before = np.inf, np.inf
@@ -119,12 +126,12 @@ class Tabulation:
             while deviation > 0.5 * tolerance and (self._parts[b] < _MANY_PARTS or deviation < 0.5 * before):
                 self._parts[b] *= 2
                 step = width / self._parts[b]
-                local = _Fit.of(function, b * width + _places(int(self._parts[b]), step), step)
+                local = _Fit.of(function, b * width + _places(int(self._parts[b]), step), step, break_at)
                 before, deviation = deviation, float(local.deviation(function, scale).max())
             coefficients[b] = local.coefficients
-        starts = [b * width + np.arange(n) * (width / n) for b, n in enumerate(self._parts)]
+        all_starts = [b * width + np.arange(n) * (width / n) for b, n in enumerate(self._parts)]
         widths = np.repeat(width / self._parts, self._parts)
-        self._fit = _Fit(np.concatenate(starts), widths, np.concatenate(coefficients))
+        self._fit = _Fit(np.concatenate(all_starts), widths, np.concatenate(coefficients))
 
     def table(self) -> Table:
         """A table with one column for each channel."""
@@ -171,10 +178,15 @@ class _Fit:
     coefficients: Floats
 
     @classmethod
-    def of(cls, function: Derivatives, starts: Floats, width: float) -> _Fit:
-        knots = np.append(starts, starts[-1] + width)
-        scaled = [d * width**order for order, d in enumerate(function(knots, MATCHED))]
-        ends = np.stack([*(d[:-1] for d in scaled), *(d[1:] for d in scaled)])
+    def of(cls, function: Derivatives, starts: Floats, width: float, break_at: float | None = None) -> _Fit:
+        if break_at is None:
+            knots = np.append(starts, starts[-1] + width)
+            found = function(knots, MATCHED)
+            low, high = [d[:-1] for d in found], [d[1:] for d in found]
+        else:
+            inside = _ASIDE * width
+            low, high = function(starts + inside, MATCHED), function(starts + width - inside, MATCHED)
+        ends = np.stack([d * width**order for side in (low, high) for order, d in enumerate(side)])
         return cls(starts, np.full(len(starts), width), np.einsum("pq,qnc->npc", _HERMITE, ends))
 
     def at(self, places: Floats, coefficients: Floats, order: int) -> Floats:

@@ -1,11 +1,6 @@
 """Neighbour lists that serve more than once: made with a skin, and used while no pair can have come in unseen.
 
-A list holds every pair that was closer than rcut + skin at its own positions x₀ and cell h₀. With F = h₀⁻¹ h the
-deformation since then and d_i = x_i - x₀_i F what each atom has moved beside it, a pair that is not in the list is at
-
-    |r_ij| ≥ σ_min(F) (rcut + skin) - 2 max|d|
-
-σ_min the smallest singular value, and so the list holds every pair within rcut as long as that is not below rcut.
+A list holds every pair that was closer than rcut + skin when it was made; `motion` says how long that is enough.
 
 Lists are found by content: the beads of a simulation may come in any order and over any connection.
 """
@@ -13,8 +8,8 @@ Lists are found by content: the beads of a simulation may come in any order and 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
@@ -22,7 +17,10 @@ import numpy as np
 from dpserver.frames import Floats, Frames, Ints
 from dpserver.jit import jit
 from dpserver.neighbors.lists import check_density
-from dpserver.neighbors.rows import Rows, build_rows, completed
+from dpserver.neighbors.motion import Snapshot
+from dpserver.neighbors.rows import MOST_EDGES, Rows, build_rows
+
+_Key = tuple[bytes, bytes, bytes]
 
 MAX_EDGES = 4_000_000
 """Edges of all lists that are kept, beside those in use."""
@@ -31,14 +29,13 @@ _FEWEST_EDGES = 1 << 14
 """A list counts for as many at least: more than some hundred lists, however small, are not worth a look."""
 
 _MOST_BATCHES = 4
-_NONE: Floats = np.eye(3)
 _SAME = 1.5
 """A structure whose atoms are all within so many skins of those of a list is a later one of the same simulation."""
 
 
 @dataclass(frozen=True, eq=False)
 class Neighbourhood(Rows):
-    """The lists of a batch, joined: `neighbour`, `shift` and `reverse` count over the batch.
+    """The lists of a batch, joined: `neighbour`, `shift` and `incoming` count over the batch.
 
     Attributes:
         shift_frame: whose the `shifts` are, (n_shifts,).
@@ -55,17 +52,21 @@ class Neighbourhood(Rows):
         parts = (lists, frames.offsets, _offsets([rows.n_edges for rows in lists]), _offsets(n_shifts))
         if len(lists) == 1:
             (rows,) = lists
-            starts, neighbour, shift, reverse = rows.starts, rows.neighbour, rows.shift, rows.reverse
+            starts, neighbour, shift = rows.starts, rows.neighbour, rows.shift
+            incoming, incoming_starts = rows.incoming, rows.incoming_starts
         else:
             zipped = list(zip(*(part[: len(lists)] for part in parts), strict=True))
             starts = np.concatenate([*(rows.starts[:-1] + e for rows, _, e, _ in zipped), parts[2][-1:]])
             neighbour = np.concatenate([rows.neighbour + np.int32(a) for rows, a, _, _ in zipped])
             shift = np.concatenate([rows.shift + np.int32(s) for rows, _, _, s in zipped])
-            reverse = np.concatenate([rows.reverse + np.int32(e) for rows, _, e, _ in zipped])
+            incoming = np.concatenate([rows.incoming + np.int32(e) for rows, _, e, _ in zipped])
+            first = [rows.incoming_starts[:-1] + e for rows, _, e, _ in zipped]
+            incoming_starts = np.concatenate([*first, parts[2][-1:]])
         wraps = np.concatenate([rows.wraps for rows in lists])
         shifts = np.concatenate([rows.shifts for rows in lists])
         shift_frame = np.repeat(np.arange(len(lists)), n_shifts)
-        return cls(starts, neighbour, shift, reverse, wraps, shifts, shift_frame, frames.frame_idx.copy())
+        rows_of_all = (starts, neighbour, shift, incoming, incoming_starts, wraps, shifts)
+        return cls(*rows_of_all, shift_frame, frames.frame_idx.copy())
 
     def positions(self, frames: Frames) -> Floats:
         """Positions with each atom brought back by its wraps, (n_atoms, 3), Å."""
@@ -80,16 +81,12 @@ class Neighbourhood(Rows):
 
 @dataclass(eq=False)
 class _List:
-    """A list, and the frame it was made for."""
+    """A list, and where the atoms were that it was made for."""
 
     number: int
-    frame: Frames
+    snapshot: Snapshot
     rows: Rows
     last_use: int
-    full_cell: Floats = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.full_cell = completed(self.frame.cell[0], self.frame.pbc[0])
 
     @property
     def size(self) -> int:
@@ -97,25 +94,8 @@ class _List:
         return max(self.rows.n_edges, _FEWEST_EDGES)
 
     def compare(self, frame: Frames, rcut: float, reach: float) -> tuple[bool, float]:
-        """Compare its frame with one of the same atoms.
-
-        Returns:
-            Whether it has every pair within rcut; and how far any atom has moved since, squared, Å², inf where that is
-            too much for a later frame of the same simulation.
-        """
-        has_same_cell = np.array_equal(frame.cell, self.frame.cell)
-        deformation = _NONE if has_same_cell else self._deformation(frame)
-        moved = float(_farthest(frame.positions, self.frame.positions, deformation, (_SAME * (reach - rcut)) ** 2))
-        if moved == np.inf:
-            return False, moved
-        shrinking = 1.0 if has_same_cell else float(np.linalg.svd(deformation, compute_uv=False)[-1])
-        slack = (shrinking * reach - rcut) / 2 * (1 - 1e-9)
-        return slack > 0 and moved <= slack**2, moved
-
-    def _deformation(self, frame: Frames) -> Floats:
-        """What the cell of its frame has to be multiplied with for that of another."""
-        deformed = np.where(frame.pbc[0][:, None], frame.cell[0], self.full_cell)
-        return np.asarray(np.linalg.solve(self.full_cell, deformed))
+        """Compare its frame with one of the same atoms; see `Snapshot.compare`."""
+        return self.snapshot.compare(frame, rcut, reach, _SAME * (reach - rcut))
 
 
 class ListCache:
@@ -126,16 +106,25 @@ class ListCache:
         skin: how much further the lists reach, Å.
         n_species: number of species.
         max_edges: of the lists that are kept beside those in use.
+        room: tells how many edges a new list may have at the moment.
     """
 
-    def __init__(self, rcut: float, skin: float, n_species: int, max_edges: int = MAX_EDGES) -> None:
+    def __init__(
+        self,
+        rcut: float,
+        skin: float,
+        n_species: int,
+        max_edges: int = MAX_EDGES,
+        room: Callable[[], int] = lambda: MOST_EDGES,
+    ) -> None:
         self._rcut = rcut
         self._reach = rcut + skin
         self._n_species = n_species
         self._max_edges = max_edges
+        self._room = room
         self._numbers = count()
         self._time = 0
-        self._lists: dict[tuple[bytes, bytes], list[_List]] = {}
+        self._lists: dict[_Key, list[_List]] = {}
         self._batches: OrderedDict[tuple[int, ...], Neighbourhood] = OrderedDict()
         self.n_built = 0
 
@@ -150,11 +139,12 @@ class ListCache:
 
         Raises:
             StructureError: the density is absurd, so that a list would not fit in memory.
+            MemoryError: a list has more edges than there is room for.
         """
         self._time += 1
-        found, cursors = [], dict[tuple[bytes, bytes], int]()
+        found, cursors = [], dict[_Key, int]()
         for frame in frames:
-            key = (frame.types.tobytes(), frame.pbc.tobytes())
+            key = (frame.types.tobytes(), frame.pbc.tobytes(), _ghosts(frame))
             known = self._lists.setdefault(key, [])
             place, before = self._search(known, frame, cursors.get(key, 0))
             if place is None:
@@ -202,9 +192,8 @@ class ListCache:
     def _build(self, known: list[_List], frame: Frames, place: int | None) -> int:
         """Make a list, at a place or else at the end; return where."""
         check_density(frame, self._rcut)
-        rows = build_rows(frame, self._reach, self._n_species)
-        copy = Frames.single(frame.positions.copy(), frame.types.copy(), frame.cell[0].copy(), frame.pbc[0].tolist())
-        entry = _List(next(self._numbers), copy, rows, self._time)
+        rows = build_rows(frame, self._reach, self._n_species, self._room())
+        entry = _List(next(self._numbers), Snapshot.take(frame), rows, self._time)
         self.n_built += 1
         if place is None:
             known.append(entry)
@@ -226,25 +215,13 @@ class ListCache:
             del self._lists[key]
 
 
+def _ghosts(frame: Frames) -> bytes:
+    """Which atoms are ghosts; nothing where none is, however that is said."""
+    return b"" if frame.is_ghost is None or not frame.is_ghost.any() else frame.is_ghost.tobytes()
+
+
 def _offsets(sizes: Sequence[int]) -> Ints:
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-
-
-@jit
-def _farthest(x: Floats, reference: Floats, deformation: Floats, limit: float) -> float:
-    """Largest distance, squared, of an atom from where the deformation has brought it; inf where beyond a limit."""
-    f = deformation
-    largest = 0.0
-    for i in range(len(x)):
-        a, b, c = reference[i]
-        dx = x[i, 0] - a * f[0, 0] - b * f[1, 0] - c * f[2, 0]
-        dy = x[i, 1] - a * f[0, 1] - b * f[1, 1] - c * f[2, 1]
-        dz = x[i, 2] - a * f[0, 2] - b * f[1, 2] - c * f[2, 2]
-        square = dx * dx + dy * dy + dz * dz
-        if not square <= limit:
-            return np.inf
-        largest = max(largest, square)
-    return largest
 
 
 @jit

@@ -11,7 +11,7 @@ several edges between the same two atoms, and edges from an atom to its own imag
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import vesin
@@ -28,7 +28,7 @@ CLOSEST = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Edges:
-    """Directed neighbour pairs of a batch, both directions present.
+    """Directed neighbour pairs of a batch, both directions present, but none from a ghost.
 
     Attributes:
         centre: atom i of each edge, an index into the whole batch, (n_edges,), int64.
@@ -57,7 +57,7 @@ class Edges:
 
 
 def build(frames: Frames, rcut: float) -> Edges:
-    """Find every pair of atoms of the same frame closer than `rcut`, periodic images included.
+    """Find every pair of atoms of the same frame closer than `rcut`, periodic images included; none of two ghosts.
 
     Args:
         frames: structures, checked (`Frames.check`).
@@ -72,12 +72,27 @@ def build(frames: Frames, rcut: float) -> Edges:
     parts = []
     for frame in frames:
         check_density(frame, rcut)
-        finder = vesin.NeighborList(cutoff=rcut, full_list=True, n_threads=1)
-        i, j, shift, distance = finder.compute(frame.positions, frame.cell[0], frame.pbc[0].tolist(), "ijSd")
-        edges = Edges(i.astype(np.int64), j.astype(np.int64), shift.astype(np.float64), distance)
-        _check_overlap(edges)
+        edges = _with_vesin(frame, rcut) if frame.is_ghost is None else _from_centres(frame, rcut)
+        _check_overlap(edges, frame)
         parts.append(edges)
     return Edges.concatenate(parts, frames.offsets[:-1])
+
+
+def _with_vesin(frame: Frames, rcut: float) -> Edges:
+    finder = vesin.NeighborList(cutoff=rcut, full_list=True, n_threads=1)
+    i, j, shift, distance = finder.compute(frame.positions, frame.cell[0], frame.pbc[0].tolist(), "ijSd")
+    return Edges(i.astype(np.int64), j.astype(np.int64), shift.astype(np.float64), distance)
+
+
+def _from_centres(frame: Frames, rcut: float) -> Edges:
+    """Without a look at pairs of ghosts, of which there may be many more; species do not matter."""
+    from dpserver.neighbors.rows import build_rows  # vesin needs no compiler
+
+    rows = build_rows(replace(frame, types=np.zeros_like(frame.types)), rcut, 1)
+    centre, neighbour = np.repeat(np.arange(frame.n_atoms), np.diff(rows.starts)), rows.neighbour.astype(np.int64)
+    shift = rows.shifts[rows.shift] - rows.wraps[neighbour] + rows.wraps[centre]
+    vectors = frame.positions[neighbour] - frame.positions[centre] + shift @ frame.cell[0]
+    return Edges(centre, neighbour, shift, np.linalg.norm(vectors, axis=1))
 
 
 def check_density(frame: Frames, rcut: float) -> None:
@@ -106,12 +121,14 @@ def check_density(frame: Frames, rcut: float) -> None:
         )
 
 
-def _check_overlap(edges: Edges) -> None:
+def _check_overlap(edges: Edges, frame: Frames) -> None:
     if not len(edges):
         return
     closest = int(edges.distance.argmin())
     if edges.distance[closest] < CLOSEST:
+        names = np.arange(frame.n_atoms) if frame.names is None else frame.names
+        one, other = names[edges.centre[closest]], names[edges.neighbour[closest]]
         raise StructureError(
-            f"atoms {edges.centre[closest]} and {edges.neighbour[closest]} are {edges.distance[closest]:.2g} Å apart: "
+            f"atoms {one} and {other} are {edges.distance[closest]:.2g} Å apart: "
             "they overlap; check the positions, the cell and the order of the atoms"
         )

@@ -1,12 +1,12 @@
-"""MPI as i-PI's `<ffmpi>` speaks it: one job, in which i-PI is rank 0 and each driver rank a group of its own.
-
-mpi4py is imported by what is called here, and nowhere else.
-"""
+"""MPI as i-PI's `<ffmpi>` speaks it: one job, in which i-PI is rank 0 and each driver rank a group of its own."""
 
 from __future__ import annotations
 
+import os
+import signal
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from dpserver.frames import Floats
 from dpserver.ipi import Forces, ForcesWanted, Initialised, Limits, PeerLeft
 from dpserver.ipi import ffmpi as messages
 from dpserver.ipi.ffmpi import HEADER_INTS, Ints32, Tag
+from dpserver.parallel.mpi import MPIGroup, load_mpi
 
 SERVER = 0
 """The rank of i-PI."""
@@ -22,28 +23,14 @@ SERVER = 0
 LAST_WORDS_SECONDS = 0.2
 """What the launcher has to pass on before it is told to end all, or it may drop the message that says why."""
 
+ABORT_SECONDS = 3
+"""After this a process that has to end is ended by the system."""
+
 LAUNCH = "mpirun -n 1 i-pi input.xml : -n 1 dpserver --model w.pt --mpi-driver"
 
+_DRIVERS = 1  # color of all that are not i-PI
+
 MpiEvent = Initialised | ForcesWanted | PeerLeft
-
-
-def load_mpi() -> Any:
-    """Import mpi4py and start MPI, unless that is done already.
-
-    Returns:
-        The module `mpi4py.MPI`.
-
-    Raises:
-        ConfigError: it is not installed, or finds no MPI.
-    """
-    try:
-        import mpi4py
-
-        mpi4py.rc.thread_level = "funneled"  # no thread but the one that computes talks here
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:
-        raise ConfigError(f"--mpi-driver needs mpi4py and an MPI: pip install 'dpserver[mpi]' ({error})") from None
-    return MPI
 
 
 def end_job(code: int) -> None:
@@ -57,8 +44,17 @@ def end_job(code: int) -> None:
         mpi.COMM_WORLD.Abort(code)
 
 
+def abort_job(code: int) -> NoReturn:
+    """End every process of the MPI job, from any thread; this one in any case, should MPI not be able to."""
+    signal.alarm(ABORT_SECONDS)
+    end_job(code)
+    os._exit(code)
+
+
 class DriverGroup:
-    """This process as the driver of an `<ffmpi>` force field.
+    """This process as the driver of an `<ffmpi>` force field, or as one of several that are a driver together.
+
+    Of those the first speaks with i-PI, and the others have no use for the methods here.
 
     Nothing here waits for the other side for longer than the rest of a message that has begun to come; what is sent
     goes out while `next_event` is called again and again.
@@ -67,12 +63,17 @@ class DriverGroup:
         mpi: the module `mpi4py.MPI`.
         name: of the force field in i-PI's input; empty where it has only one.
         limits: bounds on what i-PI may announce.
+        size: ranks of each driver: consecutive ones that were started with the same name and size.
+
+    Attributes:
+        rank: of this process in the job, which i-PI shares.
+        group: the ranks of this driver.
 
     Raises:
-        ConfigError: this is no job of i-PI and its drivers.
+        ConfigError: this is no job of i-PI and its drivers, or the ranks do not make up groups of that size.
     """
 
-    def __init__(self, mpi: Any, name: str = "", limits: Limits | None = None) -> None:
+    def __init__(self, mpi: Any, name: str = "", limits: Limits | None = None, size: int = 1) -> None:
         self._mpi = mpi
         self._name = name
         self._world = mpi.COMM_WORLD
@@ -83,11 +84,13 @@ class DriverGroup:
         self._received = self._sent = 0
         self.rank = int(self._world.Get_rank())
         self._check()
-        # i-PI splits the world once, with every rank. Who needs no communicator of its own is in none: that of the
-        # other drivers is theirs to split again.
-        self._world.Split(mpi.UNDEFINED, 0)
-        self._world.Send([messages.encode_hello([self.rank]), mpi.INT], dest=SERVER, tag=Tag.HELLO)
-        self._world.Send([np.frombuffer(name.encode(), np.uint8), mpi.BYTE], dest=SERVER, tag=Tag.HELLO)
+        # i-PI splits the world once, with every rank, and is alone in its part; that of the drivers is theirs.
+        drivers = self._world.Split(_DRIVERS, self.rank)
+        ranks = _members(drivers.allgather((self.rank, name, size)), self.rank)
+        self.group = MPIGroup(mpi, drivers.Split(ranks[0], self.rank))
+        if self.rank == ranks[0]:
+            self._world.Send([messages.encode_hello(ranks), mpi.INT], dest=SERVER, tag=Tag.HELLO)
+            self._world.Send([np.frombuffer(name.encode(), np.uint8), mpi.BYTE], dest=SERVER, tag=Tag.HELLO)
 
     def __str__(self) -> str:
         return f"mpi:{self._name or 'i-pi'} rank {self.rank}"
@@ -169,3 +172,30 @@ class DriverGroup:
             raise RemoteProtocolError(f"i-PI sent {tag.name} with {count} numbers; expected {array.size}")
         self._world.Recv([array, kind], source=SERVER, tag=tag)
         self._received += array.nbytes
+
+
+def _members(drivers: Sequence[tuple[int, str, int]], rank: int) -> list[int]:
+    """The ranks of the group of one of them.
+
+    Args:
+        drivers: rank, name and size of the group of each, ascending.
+        rank: the one.
+
+    Raises:
+        ConfigError: consecutive ranks with the same name and size are no whole number of groups.
+    """
+    groups: list[list[tuple[int, str, int]]] = []
+    for driver in drivers:
+        other, name, size = driver
+        if groups and groups[-1][-1] == (other - 1, name, size) and len(groups[-1]) < size:
+            groups[-1].append(driver)
+        else:
+            groups.append([driver])
+    for group in groups:
+        first, _, size = group[0]
+        if len(group) != size:
+            raise ConfigError(
+                f"--group-size {size} does not divide the ranks it was given for: of the last group there are only "
+                f"{len(group)}, from rank {first} of the job on"
+            )
+    return next(found for group in groups if rank in (found := [other for other, _, _ in group]))

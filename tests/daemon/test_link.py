@@ -217,12 +217,12 @@ def test_a_peer_that_dies_before_its_answer_is_lost_and_not_refused(clock, caplo
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (b"speces: O H H", "'speces'; known are batch_size, species, template; did you mean species?"),
+        (b"speces: O H H", "'speces'; known are aparam, batch_size, fparam, species, template; did you mean species?"),
         (
             b"Template: w.xyz, verbosity: 1",
-            "'Template', 'verbosity'; known are batch_size, species, template; did you mean template?",
+            "'Template', 'verbosity'; known are aparam, batch_size, fparam, species, template; did you mean template?",
         ),
-        (b"verbosity: 1", "'verbosity'; known are batch_size, species, template"),
+        (b"verbosity: 1", "'verbosity'; known are aparam, batch_size, fparam, species, template"),
     ],
 )
 def test_parameters_of_the_peer_that_are_not_ours_are_told_with_those_that_are(clock, caplog, text, told):

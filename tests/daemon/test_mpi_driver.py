@@ -94,8 +94,8 @@ def test_the_parameters_of_the_force_field_rule(caplog):
     assert driver(script, PairModel(), None).run() == 0
     assert "from the peer's INIT species (O H H)" in caplog.text
     assert (
-        "without a meaning here: 'tempalte'; known are batch_size, species, template; did you mean template?"
-        in caplog.text
+        "without a meaning here: 'tempalte'; known are aparam, batch_size, fparam, species, template; did you mean "
+        "template?" in caplog.text
     )
 
 
@@ -174,7 +174,7 @@ def test_pauses_are_a_share_of_the_time_waited():
 
 @pytest.mark.parametrize(("extras", "is_sent"), [(Extras.AUTO, True), (Extras.OFF, False)])
 def test_ipi_is_sent_extras(extras, is_sent, monkeypatch):
-    monkeypatch.setattr("dpserver.engine.engine.committee_extras", lambda result: [b'{"a": 1}'] * len(result.energy))
+    monkeypatch.setattr("dpserver.engine.engine.encode_extras", lambda result: [b'{"a": 1}'] * len(result.energy))
     ipi, results = FakeIpi(), []
     script = Script(ipi, lambda: ipi.work(X, CELLS), lambda: (results.append(ipi.result(3)), ipi.exit()))
     driver(script, PairModel(), extras=extras).run()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpserver.kernels.segments import Segments, sum_outer
+from dpserver.kernels.segments import Segments, gather, spread, sum_outer
 
 CPU = torch.device("cpu")
 ROWS = {
@@ -81,3 +81,16 @@ def test_float32_stays_float32_and_sums_repeat_to_the_bit() -> None:
     first, second = sum_outer(s, a, b), sum_outer(s, a, b)
     assert first.dtype == torch.float32
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("names", [["ragged", "one edge"], ["no edges", "ragged", "one row"], ["no edges"]])
+def test_joined_parts_have_the_edges_of_all(names: list[str]) -> None:
+    parts = [segments(name) for name in names]
+    joined = Segments.joined(parts)
+    rows = np.concatenate([np.array(ROWS[name], dtype=np.int64) for name in names])
+    values = draw(len(rows), 3, 1)
+    pieces = zip(parts, values.split([len(ROWS[name]) for name in names]), strict=True)
+    expected = sum(sum_outer(part, piece, piece) for part, piece in pieces)
+    torch.testing.assert_close(sum_outer(joined, values, values), expected)
+    np.testing.assert_array_equal(joined.counts, np.bincount(rows, minlength=N_ROWS))
+    torch.testing.assert_close(gather(spread(values, joined), joined), values)

@@ -107,3 +107,24 @@ def test_a_kink_is_beyond_tables_and_costs_no_time() -> None:
     table = Tabulation(kink, END, 1e-9).table()
     assert table.error.first > 0.1
     assert len(table.coefficients) < 20_000
+
+
+def bent(s: Floats, order: int) -> list[Floats]:
+    """sin(s) and, beyond a third of the way, (s - END/3)³ with it: the third derivative jumps."""
+    beyond = (s > END / 3)[:, None] * (s[:, None] - END / 3)
+    added = [beyond**3, 3 * beyond**2, 6 * beyond, 6.0 * (beyond > 0)]
+    return [np.sin(s + m * np.pi / 2)[:, None] + added[m] for m in range(order + 1)]
+
+
+def test_a_jump_of_the_third_derivative_is_where_intervals_meet() -> None:
+    known = Tabulation(bent, END, 1e-10, END / 3).table()
+    assert max(known.error.value, known.error.first) <= 1e-10
+    assert known.parts.max() == 1
+    assert np.min(np.abs(known.width * np.arange(len(known.parts)) - END / 3)) < 1e-12
+    assert len(known.parts) * known.width >= END
+    s = np.linspace(0, END, 4001)
+    np.testing.assert_allclose(known.columns(s), bent(s, 0)[0], rtol=0, atol=1e-9)
+    unknown = Tabulation(bent, END, 1e-10).table()
+    assert unknown.parts.max() > 64
+    beyond = Tabulation(bent, END, 1e-10, 2 * END).table()
+    assert beyond.width == pytest.approx(unknown.width)

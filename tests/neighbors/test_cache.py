@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,8 @@ def within(found: Neighbourhood, frames: Frames, n_species: int = 2) -> np.ndarr
     row = np.repeat(np.arange(frames.n_atoms * n_species), np.diff(found.starts))
     centre = row // n_species
     vectors = x[found.neighbour] - x[centre] + shifts[found.shift]
-    np.testing.assert_array_equal(found.neighbour[found.reverse], centre)
-    np.testing.assert_allclose(vectors[found.reverse], -vectors, rtol=0, atol=1e-9)
+    ends_at = np.repeat(np.arange(frames.n_atoms), np.diff(found.incoming_starts))
+    np.testing.assert_array_equal(found.neighbour[found.incoming], ends_at)
     near = np.linalg.norm(vectors, axis=1) < RCUT
     return rows(centre[near], found.neighbour[near], vectors[near])
 
@@ -128,6 +129,26 @@ def test_species_and_periodicity_tell_structures_apart() -> None:
     check(mine, Frames.single(frame.positions, frame.types, np.eye(3) * 9.0))
     check(mine, Frames.single(frame.positions, frame.types, np.eye(3) * 9.0, (True, False, True)))
     assert mine.n_built == 4
+
+
+def test_ghosts_tell_parts_apart() -> None:
+    """Two parts of one structure may have the same atoms; only their centres differ."""
+    mine, frame = cache(), structures.cluster()
+    whole = mine.find(frame).n_edges
+    assert mine.find(replace(frame, is_ghost=np.zeros(frame.n_atoms, dtype=bool))).n_edges == whole
+    assert mine.n_built == 1
+    is_ghost = np.arange(frame.n_atoms) < 5
+    parts = [replace(frame, is_ghost=mask) for mask in (is_ghost, ~is_ghost)]
+    for _ in range(2):
+        found = [mine.find(part) for part in parts]
+        assert sum(near.n_edges for near in found) == whole
+        for near, mask in zip(found, (is_ghost, ~is_ghost), strict=True):
+            np.testing.assert_array_equal(np.diff(near.starts[::2])[mask], 0)
+    joined = mine.find(Frames.concatenate([parts[0], frame, parts[1]]))
+    assert joined.n_edges == 2 * whole
+    ends_at = np.repeat(np.arange(3 * frame.n_atoms), np.diff(joined.incoming_starts))
+    np.testing.assert_array_equal(joined.neighbour[joined.incoming], ends_at)
+    assert mine.n_built == 3
 
 
 def test_old_lists_are_forgotten() -> None:

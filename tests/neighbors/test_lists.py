@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from ase.neighborlist import primitive_neighbor_list
@@ -118,6 +120,17 @@ def test_same_edges_as_ase_for_any_frame(frame: Frames, rcut: float) -> None:
     assume(not np.any(np.abs(distances - rcut) < 1e-9))  # either answer would be right
     assume(not np.any(distances < 0.06))
     check(frame, rcut)
+
+
+def test_ghosts_are_neighbours_and_no_centres() -> None:
+    batch = Frames.concatenate(CASES.values())
+    is_ghost = np.random.default_rng(0).random(batch.n_atoms) < 0.4
+    edges, of_all = neighbors.build(replace(batch, is_ghost=is_ghost), 4.0), neighbors.build(batch, 4.0)
+    mine = ~is_ghost[of_all.centre]
+    expected = table(of_all.centre[mine], of_all.neighbour[mine], of_all.shift[mine])
+    np.testing.assert_array_equal(table(edges.centre, edges.neighbour, edges.shift), expected)
+    np.testing.assert_allclose(np.sort(edges.distance), np.sort(of_all.distance[mine]), rtol=1e-12)
+    assert (edges.centre.dtype, edges.neighbour.dtype, edges.shift.dtype) == (np.int64, np.int64, np.float64)
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

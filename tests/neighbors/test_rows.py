@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -25,13 +27,14 @@ def check(frame: Frames, reach: float) -> int:
     np.testing.assert_array_equal(frame.types[rows.neighbour], species)
     shift = rows.shifts[rows.shift]
     original = shift - rows.wraps[rows.neighbour] + rows.wraps[centre]
-    edges = neighbors.build(frame, reach)
+    edges = neighbors.build(replace(frame, is_ghost=None), reach)
+    mine = np.ones(len(edges), dtype=bool) if frame.is_ghost is None else ~frame.is_ghost[edges.centre]
     found = table(centre, rows.neighbour, original)
-    np.testing.assert_array_equal(found, table(edges.centre, edges.neighbour, edges.shift))
-    np.testing.assert_array_equal(rows.reverse[rows.reverse], np.arange(rows.n_edges))
-    np.testing.assert_array_equal(rows.neighbour[rows.reverse], centre)
-    np.testing.assert_array_equal(shift[rows.reverse], -shift)
-    assert (rows.neighbour.dtype, rows.shift.dtype, rows.reverse.dtype) == (np.int32, np.int32, np.int32)
+    np.testing.assert_array_equal(found, table(edges.centre[mine], edges.neighbour[mine], edges.shift[mine]))
+    np.testing.assert_array_equal(np.sort(rows.incoming), np.arange(rows.n_edges))
+    ends_at = np.repeat(np.arange(frame.n_atoms), np.diff(rows.incoming_starts))
+    np.testing.assert_array_equal(rows.neighbour[rows.incoming], ends_at)
+    assert (rows.neighbour.dtype, rows.shift.dtype, rows.incoming.dtype) == (np.int32, np.int32, np.int32)
     return rows.n_edges
 
 
@@ -60,6 +63,20 @@ def test_same_edges_as_vesin_for_any_frame(frame: Frames, reach: float) -> None:
     assume(not np.any(np.abs(distances - reach) < 1e-9))  # either answer would be right
     assume(not np.any(distances < 0.06))
     check(frame, reach)
+
+
+@settings(max_examples=100, deadline=None)
+@given(frame=any_frame(), reach=st.floats(0.5, 6.0), seed=st.integers(0, 2**32 - 1), share=st.floats(0, 1))
+def test_ghosts_have_no_edges_of_their_own(frame: Frames, reach: float, seed: int, share: float) -> None:
+    assume(_is_apart(frame))
+    assume(not np.any(np.abs(neighbors.build(frame, reach + 0.1).distance - reach) < 1e-9))
+    is_ghost = np.random.default_rng(seed).random(frame.n_atoms) < share
+    check(replace(frame, is_ghost=is_ghost), reach)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_none_but_ghosts(name: str) -> None:
+    assert check(replace(CASES[name], is_ghost=np.ones(CASES[name].n_atoms, dtype=bool)), 6.0) == 0
 
 
 def _is_apart(frame: Frames) -> bool:

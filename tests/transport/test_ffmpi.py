@@ -7,7 +7,8 @@ import pytest
 
 from dpserver.errors import ConfigError, LocalProtocolError, RemoteProtocolError
 from dpserver.ipi import Forces, ForcesWanted, Initialised, Limits, PeerLeft
-from dpserver.transport.ffmpi import DriverGroup, end_job, load_mpi
+from dpserver.parallel.mpi import load_mpi
+from dpserver.transport.ffmpi import DriverGroup, _members, end_job
 from tests.fake_mpi import EXIT, INIT, WORK, FakeIpi
 
 RNG = np.random.default_rng(5)
@@ -35,7 +36,7 @@ def test_a_rank_is_a_group_of_its_own(name):
         assert ipi.hello(rank) == ([rank, 1, rank], name)
         assert str(group) == f"mpi:{name or 'i-pi'} rank {rank}"
         # One collective split of the world, which leaves it out of every pool.
-        assert ipi.modules[rank].COMM_WORLD.splits == [ipi.modules[rank].UNDEFINED]
+        assert ipi.modules[rank].COMM_WORLD.splits == [1]  # the color of the drivers
 
 
 def test_a_conversation():
@@ -132,6 +133,36 @@ def test_in_the_place_of_ipi():
 
 def test_without_mpi4py_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
-    with pytest.raises(ConfigError, match=r"--mpi-driver needs mpi4py and an MPI: pip install 'dpserver\[mpi\]'"):
+    with pytest.raises(ConfigError, match=r"ranks need mpi4py and an MPI: pip install 'dpserver\[mpi\]'"):
         load_mpi()
     end_job(3)  # there is no job, and nothing to end
+
+
+def test_a_group_is_introduced_by_its_first_rank():
+    ipi = FakeIpi(7)
+    groups = {rank: DriverGroup(ipi.modules[rank], "a", size=3) for rank in range(1, 7)}
+    for root in (1, 4):
+        assert ipi.hello(root) == ([root, 3, root, root + 1, root + 2], "a")
+    assert not any(ipi.world.boxes[0])
+    assert len(groups) == 6
+
+
+@pytest.mark.parametrize(
+    ("drivers", "groups"),
+    [
+        ([(1, "", 1), (2, "", 1)], [[1], [2]]),
+        ([(1, "", 2), (2, "", 2), (3, "", 2), (4, "", 2)], [[1, 2], [3, 4]]),
+        ([(1, "a", 2), (2, "a", 2), (3, "b", 2), (4, "b", 2), (5, "b", 1)], [[1, 2], [3, 4], [5]]),
+        ([(1, "a", 1), (2, "b", 3), (3, "b", 3), (4, "b", 3)], [[1], [2, 3, 4]]),
+    ],
+)
+def test_consecutive_ranks_of_one_name_and_size_are_a_group(drivers, groups):
+    for rank, _, _ in drivers:
+        assert _members(drivers, rank) == next(group for group in groups if rank in group)
+
+
+@pytest.mark.parametrize("sizes", [[2, 2, 2], [3, 3], [2, 1], [4]])
+def test_ranks_that_are_left_over_are_refused(sizes):
+    drivers = [(k + 1, "", size) for k, size in enumerate(sizes)]
+    with pytest.raises(ConfigError, match=r"--group-size \d does not divide the ranks"):
+        _members(drivers, 1)

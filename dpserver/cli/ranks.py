@@ -1,0 +1,232 @@
+"""`mpirun -n N dpserver …`: rank 0 reads the command line and serves, the others compute for it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from dpserver import guard
+from dpserver.errors import ConfigError, DeviceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dpserver.daemon.team import Service, Team
+    from dpserver.engine import Budget, ForceModel
+    from dpserver.models.committee import Committee
+    from dpserver.models.deepmd_kit import DeepPotModel
+    from dpserver.models.potential import Potential
+    from dpserver.monitor import Meter
+    from dpserver.parallel.communicator import Place
+    from dpserver.parallel.crew import Crew
+    from dpserver.transport.ffmpi import DriverGroup
+
+    Loaded = Potential | Committee | DeepPotModel
+
+logger = logging.getLogger(__name__)
+
+WAYS: Final = ("auto", "beads", "space")
+
+_AS_LONG_AS_RANK_0: Final = 3.0
+"""s: until rank 0 has said what is wrong."""
+
+
+class ForeignJobError(ConfigError):
+    """There is no rank 0 of ours that could say what is wrong."""
+
+
+_current: Team | None = None
+
+
+def check_decompose(text: str) -> None:
+    """Refuse another way to use ranks than there is.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    if text not in WAYS:
+        raise ConfigError(f"--decompose must be {', '.join(WAYS)}; got {text!r}")
+
+
+def join() -> Team | None:
+    """Meet the other ranks, where `mpirun` has started more than this one.
+
+    Raises:
+        ConfigError: there is no MPI, or another one than that of `mpirun`.
+        ForeignJobError: rank 0 is another program.
+    """
+    if guard.job_size() < 2:
+        return None
+    from dpserver.parallel.mpi import join_all, load_mpi
+
+    mpi = load_mpi()
+    if mpi.COMM_WORLD.Get_attr(mpi.APPNUM):
+        raise ForeignJobError(
+            "this process belongs to the second program of an MPI job; give --mpi-driver to serve an <ffmpi> of i-PI "
+            "that is the first, or start all ranks as one program: mpirun -n N dpserver …"
+        )
+    group = join_all(mpi)
+    if group.size != guard.job_size():
+        library = mpi.Get_library_version().split("\n")[0].strip()
+        raise ConfigError(
+            f"mpirun has started {guard.job_size()} processes, and MPI shows {group.size}: mpirun is of another MPI "
+            f"than mpi4py, which has {library}"
+        )
+    from dpserver.daemon.team import Team
+
+    return _keep(Team(group))
+
+
+def join_driver(name: str, size: int) -> tuple[DriverGroup, Team] | tuple[None, None]:
+    """Meet i-PI in its MPI job, and the other ranks of this driver; one alone does so when it has loaded its model.
+
+    Raises:
+        ConfigError: there is no MPI, no i-PI in this job, or its ranks do not make up groups of that size.
+    """
+    if size == 1:
+        return None, None
+    from dpserver.daemon.team import Team
+    from dpserver.parallel.mpi import load_mpi
+    from dpserver.transport.ffmpi import DriverGroup, abort_job
+
+    channel = DriverGroup(load_mpi(), name, size=size)
+    return channel, _keep(Team(channel.group, abort_job))
+
+
+def _keep(team: Team) -> Team:
+    """Remember the team of this process, for `leave`."""
+    global _current
+    _current = team
+    return team
+
+
+def leave(code: int) -> None:
+    """End all ranks that serve together with an exit code; do nothing where there are none."""
+    if _current is not None:
+        _current.leave(code)
+
+
+def work() -> NoReturn:
+    """Be a rank other than 0, from start to end; what there is to say, rank 0 says."""
+    from dpserver.daemon.logs import set_up_logging
+
+    set_up_logging(os.environ.get("DPSERVER_LOG_LEVEL", "error"), is_json=False)
+    try:
+        team = join()
+    except ForeignJobError:
+        raise
+    except ConfigError:  # as rank 0 has met too
+        time.sleep(_AS_LONG_AS_RANK_0)
+        raise SystemExit(2) from None
+    if team is not None:
+        work_for(team)
+    raise SystemExit(0)
+
+
+def work_for(team: Team) -> None:
+    """Compute for rank 0 until it is over."""
+    service: Service = team.share(None)
+    team.work(service, _load)
+
+
+def service_of(device: str, precision: str | None, threads: int | None, backend: str, path: Path) -> Service:
+    """What the other ranks have to know to load the model."""
+    from dpserver.daemon.team import Service
+
+    return Service(device, precision, threads, backend, str(path))
+
+
+def _load(file: bytes, service: Service, place: Place, places: Sequence[Place]) -> ForceModel:
+    """Make the model of a rank other than 0."""
+    import dpserver
+    from dpserver.models import checkpoint
+
+    device, threads = service.device_of(place), service.threads_of(place, places)
+    model: Loaded
+    if service.backend == "native":
+        values = checkpoint.from_bytes(file)
+        model = checkpoint.prepare(values, service.path, device, service.precision, threads)
+    else:
+        model = dpserver.load(service.path, device, service.precision, threads, backend=service.backend)
+    model.warm_up()
+    return _in_pieces(model)
+
+
+@contextmanager
+def loaded(team: Team | None, service: Service) -> Iterator[tuple[Loaded, Crew | None]]:
+    """Load the model, in all ranks where there are several, and let them go at the end; for rank 0.
+
+    Yields:
+        The model of this rank, and the others; None for those where there are none.
+    """
+    import dpserver
+    from dpserver.models import checkpoint
+
+    def load(device: str, threads: int | None) -> Loaded:
+        return dpserver.load(service.path, device, service.precision, threads, backend=service.backend)
+
+    if team is None:
+        yield load(service.device, service.threads), None
+        return
+    crew = team.crew()
+    team.share(service)
+    device, threads = service.device_of(team.me), service.threads_of(team.me, team.places)
+    model: Loaded
+    if service.backend == "native":
+        values = checkpoint.read(service.path)
+        crew.send_model(checkpoint.to_bytes(values))
+        model = checkpoint.prepare(values, service.path, device, service.precision, threads)
+    else:
+        crew.send_model(b"")
+        model = load(device, threads)
+    yield model, crew
+    team.finish(crew)
+
+
+def spread(
+    team: Team | None, crew: Crew | None, model: Loaded, service: Service, decompose: str, meter: Meter
+) -> ForceModel:
+    """What serves: the model itself, or the model over all ranks, once they have loaded theirs."""
+    from dpserver.parallel.plan import Decompose
+    from dpserver.parallel.ranked import RankedModel
+
+    if team is None or crew is None:
+        return _in_pieces(model)
+    about = [service.describe(team.me, team.places), *crew.await_model()]
+    counts = ", ".join(f"{about.count(text)} with {text}" for text in dict.fromkeys(about))
+    logger.info("%s: %s", team, counts)
+    found = RankedModel(_in_pieces(model), crew, Decompose(decompose))
+    found.warm_up()
+    meter.ranks = lambda: f"{len(team.places)} ranks: {found.choice}"
+    return found
+
+
+def _in_pieces(model: Loaded) -> ForceModel:
+    """The model, and what is too large for the memory in parts."""
+    from dpserver.parallel.pieces import Pieces
+
+    return Pieces(model)
+
+
+def budget_of(team: Team | None) -> Budget:
+    """Bounds of a batch: each rank adds what one holds."""
+    from dpserver.engine import Budget
+
+    n = 1 if team is None else len(team.places)
+    return Budget(n * Budget.frames, n * Budget.atoms)
+
+
+@contextmanager
+def stopping(team: Team | None, stop: Callable[[], None], lose: Callable[[DeviceError], None]) -> Iterator[None]:
+    """While a server runs, let signals stop it, and other ranks; see `Team.serving`."""
+    from dpserver.daemon.signals import stop_on_signals
+
+    if team is None and guard.asked_at is not None:  # while the model was loaded
+        stop()
+    with stop_on_signals(stop) if team is None else team.serving(stop, lose):
+        yield

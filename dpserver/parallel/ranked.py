@@ -1,0 +1,322 @@
+"""The model that rank 0 serves: it spreads what it is asked over all ranks, itself included."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from dpserver.engine.runner import ForceModel, is_out_of_memory
+from dpserver.engine.wrapped import Wrapped
+from dpserver.errors import ConfigError, DeviceError, DPServerError, StructureError
+from dpserver.frames import Floats, ForceResult, Frames
+from dpserver.parallel.balance import Balance
+from dpserver.parallel.crew import Crew
+from dpserver.parallel.cuts import Cuts
+from dpserver.parallel.domain import SKIN
+from dpserver.parallel.exchange import MOST_FORMS, Command, Recent, Status, describe
+from dpserver.parallel.packing import unpack
+from dpserver.parallel.plan import GHOST, Decompose, Plan, Sizes, Speeds, choose, compare
+from dpserver.parallel.refusals import find_culprit, retell
+from dpserver.parallel.shares import Layout, Share
+
+logger = logging.getLogger(__name__)
+
+_VOLUME: Final = 10.0
+"""Å³ that an atom is taken to fill where a structure is open."""
+
+_REPLAN: Final = (3, 10, 100)
+"""After so many evaluations of a kind it is planned again, with what was measured meanwhile."""
+
+_MANY_NUMBERS: Final = 100_000
+"""What goes over the wire tells how long a number takes where there are more, and how long a message where fewer."""
+
+_MOST_KINDS: Final = 64
+_NEW: Final = 0.2
+"""Weight of the last measurement among those before."""
+
+
+@dataclass
+class Timings:
+    """Where the time of the evaluations has gone, in seconds.
+
+    Attributes:
+        n: evaluations.
+        plan: finding who evaluates what; decompositions are made here.
+        scatter: sending it.
+        compute: the share of rank 0.
+        wait: for the others, after that.
+        gather: putting the answers together.
+        each: the share of each rank, (n_ranks,).
+    """
+
+    n: int = 0
+    plan: float = 0.0
+    scatter: float = 0.0
+    compute: float = 0.0
+    wait: float = 0.0
+    gather: float = 0.0
+    each: Floats = field(default_factory=lambda: np.zeros(0))
+
+
+@dataclass(eq=False)
+class _Kind:
+    """Batches of the same sizes, and how they are spread."""
+
+    plan: Plan
+    n_evaluations: int = 0
+
+
+class RankedModel(Wrapped):
+    """Evaluates over all ranks; a `ForceModel`, for rank 0.
+
+    Args:
+        model: of rank 0.
+        crew: the others, who have loaded the same one.
+        decompose: how structures are spread; whole ones only where the model cannot be evaluated in parts.
+        skin: how much further than the cutoff parts reach, Å.
+
+    Attributes:
+        timings: where the time has gone.
+        choice: how the last batch was spread, in words.
+
+    Raises:
+        ConfigError: structures are to be cut, and the model has terms that are not local.
+    """
+
+    def __init__(
+        self, model: ForceModel, crew: Crew, decompose: Decompose = Decompose.AUTO, skin: float = SKIN
+    ) -> None:
+        super().__init__(model)
+        self._crew = crew
+        self._can_cut = bool(getattr(model, "can_cut", True))
+        if decompose is Decompose.SPACE and not self._can_cut:
+            raise ConfigError(
+                "--decompose space cuts structures, and this model cannot be evaluated in parts; take beads or auto"
+            )
+        self._decompose = decompose if self._can_cut else Decompose.BEADS
+        self._reach = model.rcut + skin
+        self._cuts = Cuts(model.rcut, skin)
+        self._balance = Balance(self._cuts)
+        self._speeds = Speeds()
+        self._is_measured = False
+        self._kinds: OrderedDict[tuple[int, ...], _Kind] = OrderedDict()
+        self._layouts: OrderedDict[Hashable, Layout] = OrderedDict()
+        self._n_layouts = 0
+        self._said: set[tuple[str, str]] = set()
+        self._sent: dict[int, Recent[None]] = {rank: Recent() for rank in crew.channels}
+        self._own: Floats = np.empty(0)
+        self.timings = Timings(each=np.zeros(crew.size))
+        self.choice = "nothing evaluated yet"
+
+    def warm_up(self) -> None:
+        """Make now what the first evaluation would have to, in all ranks."""
+        n = 2 * self._crew.size
+        atoms = Frames.single(np.arange(n)[:, None] * [self.rcut / 2, 0.0, 0.0], np.zeros(n, dtype=np.int64))
+        decompose, self._decompose = self._decompose, Decompose.SPACE if self._can_cut else self._decompose
+        with contextlib.suppress(StructureError):  # the model may take parameters, or more neighbours
+            self.evaluate(atoms)
+        self._decompose = decompose
+        self._kinds.clear()
+        self._said.clear()
+        self.timings = Timings(each=np.zeros(self._crew.size))
+        self.choice = "nothing evaluated yet"
+
+    def evaluate(self, frames: Frames) -> ForceResult:
+        """Energies, forces and virials of a batch, by all ranks together.
+
+        Args:
+            frames: structures, of any sizes, without ghosts; not changed.
+
+        Raises:
+            StructureError: a structure that has no answer, named with its cause.
+            MemoryError: the memory of a rank is full.
+            DeviceError: a rank has failed or is gone.
+            ConfigError: the structures have ghosts.
+        """
+        frames.check(len(self.species))
+        if not frames.n_frames:
+            return self._model.evaluate(frames)
+        if frames.is_ghost is not None and frames.is_ghost.any():
+            raise ConfigError("ranks are given whole structures, and this one has ghosts")
+        marks = [time.perf_counter()]
+        layout, kind = self._layout(frames)
+        marks.append(time.perf_counter())
+        try:
+            self._scatter(layout, frames)
+        except (MemoryError, ValueError) as error:  # some have been asked and some have not
+            raise DeviceError(f"{self._crew.places[0]} failed to share structures out: {describe(error)}") from error
+        marks.append(time.perf_counter())
+        results: list[ForceResult | None] = [None] * self._crew.size
+        errors: list[Exception] = []
+        seconds = np.zeros(self._crew.size)
+        try:
+            results[0] = self._compute(layout, frames)
+        except Exception as error:  # the others are at work, and must be listened to first
+            errors.append(self._named(error, layout))
+        marks.append(time.perf_counter())
+        seconds[0] = marks[-1] - marks[-2]
+        for rank, share in enumerate(layout.shares):
+            if rank and share is not None:
+                results[rank], seconds[rank] = self._receive(rank, share, layout, errors)
+        marks.append(time.perf_counter())
+        if errors:
+            raise _worst(errors)
+        found = layout.collect(frames, results)
+        marks.append(time.perf_counter())
+        self._note(marks, seconds, layout, kind)
+        if frames.n_frames == 1 and layout.cuts:
+            self._balance.note(frames, layout.cuts[0], seconds[list(kind.plan.ranks[0])])
+        return found
+
+    def _layout(self, frames: Frames) -> tuple[Layout, _Kind]:
+        """Who evaluates what."""
+        counts = tuple(frames.counts.tolist())
+        kind = self._plan(counts, frames)
+        cut = [f for f, ranks in enumerate(kind.plan.ranks) if len(ranks) > 1]
+        cuts = dict(
+            zip(cut, self._cuts.find([frames[f] for f in cut], [len(kind.plan.ranks[f]) for f in cut]), strict=True)
+        )
+        widths = [None if p is None else p.shape[1] for p in (frames.fparam, frames.aparam)]
+        names = counts, kind.plan.ranks, tuple(id(c) for c in cuts.values()), tuple(widths)
+        key = (*names, frames.types.tobytes(), frames.pbc.tobytes())
+        layout = self._layouts.get(key)
+        if layout is None:
+            layout = Layout.build(self._n_layouts, frames, kind.plan.ranks, cuts, self._crew.size)
+            self._n_layouts += 1
+            self._layouts[key] = layout
+            if len(self._layouts) > MOST_FORMS:
+                self._layouts.popitem(last=False)
+        self._layouts.move_to_end(key)
+        return layout, kind
+
+    def _plan(self, counts: tuple[int, ...], frames: Frames) -> _Kind:
+        """How batches of these sizes are spread."""
+        kind = self._kinds.get(counts)
+        if kind is None or kind.n_evaluations in _REPLAN:
+            sizes = Sizes(counts, _volumes(frames), self._reach)
+            plan = choose(sizes, self._crew.size, self._speeds, self._decompose)
+            if kind is None or plan.ranks != kind.plan.ranks:
+                self._say(sizes, plan)
+            kind = self._kinds[counts] = _Kind(plan, 0 if kind is None else kind.n_evaluations)
+            if len(self._kinds) > _MOST_KINDS:
+                self._kinds.popitem(last=False)
+        self._kinds.move_to_end(counts)
+        kind.n_evaluations += 1
+        self.choice = str(kind.plan)
+        return kind
+
+    def _say(self, sizes: Sizes, plan: Plan) -> None:
+        """Tell how such structures are spread, and why; once for each size and way, however many come at a time."""
+        n, counts = len(sizes.counts), sizes.counts
+        atoms = f"{counts[0]}" if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
+        is_new = (atoms, str(plan)) not in self._said
+        self._said.add((atoms, str(plan)))
+        why = f"as --decompose {self._decompose} asks for"
+        if self._decompose is Decompose.AUTO:
+            pure = compare(sizes, self._crew.size, self._speeds)
+            why = (
+                f"{1e3 * plan.seconds:.3g} ms expected, {1e3 * pure[Decompose.BEADS]:.3g} with whole structures and "
+                f"{1e3 * pure[Decompose.SPACE]:.3g} with each in {self._crew.size} parts"
+            )
+        what = f"{n} structure{'s' * (n != 1)} of {atoms} atoms"
+        logger.log(logging.INFO if is_new else logging.DEBUG, "%s: %s (%s)", what, plan, why)
+
+    def _scatter(self, layout: Layout, frames: Frames) -> None:
+        """Send all that have a share theirs, and see it through: MPI does nothing while we compute."""
+        for rank, channel in self._crew.channels.items():
+            share = layout.shares[rank]
+            if share is None:
+                continue
+            known = self._sent[rank]
+            if layout.number in known:
+                known.use(layout.number)
+            else:
+                known.add(layout.number, None)
+                channel.send([Command.FORM, layout.number], share.form.encode())
+            body = channel.room(share.form.n_numbers)
+            layout.write(frames, rank, body)
+            channel.send([Command.STEP, layout.number], body)
+        for channel in self._crew.channels.values():
+            channel.flush()
+
+    def _compute(self, layout: Layout, frames: Frames) -> ForceResult | None:
+        """Evaluate the share of this rank."""
+        share = layout.shares[0]
+        if share is None:
+            return None
+        if len(self._own) < share.form.n_numbers:
+            self._own = np.empty(share.form.n_numbers)
+        layout.write(frames, 0, self._own)
+        return self._model.evaluate(share.form.frames(self._own))
+
+    def _receive(
+        self, rank: int, share: Share, layout: Layout, errors: list[Exception]
+    ) -> tuple[ForceResult | None, float]:
+        """Wait for the answer of a rank, and for the seconds it took."""
+        channel = self._crew.channels[rank]
+        status, took, n_members, *_, size = channel.receive_head()
+        if status != Status.DONE:
+            error = self._crew.error(rank, Status(status), size)
+            is_refusal = isinstance(error, StructureError)
+            errors.append(StructureError(retell(str(error), layout, rank, took)) if is_refusal else error)
+            return None, 0.0
+        return unpack(channel.receive_body(size), share.form, n_members), 1e-9 * took
+
+    def _named(self, error: Exception, layout: Layout) -> Exception:
+        """What this rank has met itself, as if another had."""
+        share = layout.shares[0]
+        if isinstance(error, StructureError) and share is not None:
+            number, text = find_culprit(self._model, share.form.frames(self._own), error)
+            return StructureError(retell(text, layout, 0, number))
+        if isinstance(error, DPServerError) or is_out_of_memory(error):
+            return error
+        logger.debug("an evaluation failed", exc_info=error)
+        return DeviceError(f"{self._crew.places[0]} failed: {describe(error)}")
+
+    def _note(self, marks: Sequence[float], seconds: Floats, layout: Layout, kind: _Kind) -> None:
+        """Learn from an evaluation."""
+        plan, scatter, compute, wait, gather = np.diff(marks)
+        t = self.timings
+        t.n += 1
+        t.plan, t.scatter, t.compute = t.plan + plan, t.scatter + scatter, t.compute + compute
+        t.wait, t.gather = t.wait + wait, t.gather + gather
+        t.each += seconds
+        shares = [share for share in layout.shares if share is not None]
+        slowest = int(seconds.argmax())
+        share = layout.shares[slowest]
+        if share is None or kind.n_evaluations == 1:  # which has made neighbour lists
+            return
+        form = share.form
+        work = form.n_centres + GHOST * (form.n_atoms - form.n_centres)
+        numbers = 2 * sum(share.form.n_numbers for share in shares)
+        new = 1.0 if not self._is_measured else _NEW
+        self._is_measured = True
+        s = self._speeds
+        s.atom += new * (max(seconds[slowest] - s.fixed, 0.5 * seconds[slowest]) / work - s.atom)
+        if numbers > _MANY_NUMBERS:
+            s.number += new * ((scatter + gather) / numbers - s.number)
+        elif len(shares) > 1:
+            s.message += new * ((scatter + gather) / (len(shares) - 1) - s.message)
+
+
+def _worst(errors: Sequence[Exception]) -> Exception:
+    """The error that counts: a lost rank before all, and full memory before a structure that is refused."""
+    for kind in (DeviceError, MemoryError):
+        for error in errors:
+            if isinstance(error, kind):
+                return error
+    return errors[0]
+
+
+def _volumes(frames: Frames) -> tuple[float, ...]:
+    """What structures fill, about, Å³."""
+    volumes = np.abs(np.linalg.det(frames.cell))
+    guess = _VOLUME * frames.counts
+    return tuple(np.where(frames.pbc.all(axis=1), volumes, guess).tolist())

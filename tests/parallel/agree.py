@@ -1,0 +1,105 @@
+"""Run by mpiexec: groups of the first ranks, each size in turn, against one process.
+
+    agree.py springs|w.pt
+
+Prints a line for each case, and ends with a mistake where one is found.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+
+from dpserver.frames import ForceResult, Frames
+from dpserver.parallel.crew import Crew
+from dpserver.parallel.mpi import MPIGroup, load_mpi
+from dpserver.parallel.plan import Decompose
+from dpserver.parallel.ranked import RankedModel
+from dpserver.parallel.waiting import Patience
+from dpserver.parallel.worker import Worker
+from tests import structures
+from tests.ranks import Springs
+
+SIZES = (1, 2, 3, 4, 7, 8)
+
+
+def crystal(n: int) -> Frames:
+    """Copper, face-centred, a little out of place, with every tenth atom of the other kind."""
+    unit = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
+    grid = np.stack(np.meshgrid(*[np.arange(n)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    positions = 3.6 * (grid[:, None] + unit).reshape(-1, 3)
+    positions += np.random.default_rng(3).normal(scale=0.05, size=positions.shape)
+    return Frames.single(positions, np.arange(len(positions)) % 10 == 0, np.eye(3) * 3.6 * n)
+
+
+def cases() -> dict[str, Frames]:
+    return {
+        "water 192": structures.water((4, 4, 4)),
+        "water 1029": structures.water((7, 7, 7)),
+        "triclinic": structures.water((4, 5, 4), structures.SHEAR),
+        "slab": structures.water((6, 6, 2), structures.SHEAR, (True, True, False)),
+        "droplet": structures.water((5, 5, 5), None, (False, False, False)),
+        "crystal": crystal(5),
+        "beads": Frames.concatenate(structures.water((3, 3, 3), seed=k) for k in range(11)),
+        "mixed": Frames.concatenate([structures.water((4, 4, 4)), structures.wire(), structures.slab()]),
+    }
+
+
+def later(frames: Frames, step: int) -> Frames:
+    rng = np.random.default_rng(step)
+    strain = np.eye(3) + 0.003 * rng.normal(size=(3, 3))
+    positions = frames.positions @ strain + rng.normal(scale=0.02 * step, size=frames.positions.shape)
+    return Frames(positions, frames.types, frames.cell @ strain, frames.pbc, frames.frame_idx)
+
+
+def largest_error(found: ForceResult, expected: ForceResult) -> float:
+    """Of energies, forces and virials, each relative to the largest of its kind."""
+    pairs = [(getattr(found, name), getattr(expected, name)) for name in ("energy", "forces", "virial", "atom_energy")]
+    return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
+
+
+def make_model(kind: str) -> object:
+    if kind == "springs":
+        return Springs(4.0)
+    from dpserver.models import checkpoint
+
+    return checkpoint.load(kind, "cpu", "double", 1)
+
+
+def main(kind: str) -> None:
+    mpi = load_mpi()
+    world = mpi.COMM_WORLD
+    rank = world.Get_rank()
+    sizes = [size for size in SIZES if size <= world.Get_size()]
+    # All at once and before anything else: who is in none of the first groups waits in the first of its own.
+    parts = [world.Split(0 if rank < n else mpi.UNDEFINED, rank) for n in sizes]
+    model = make_model(kind)
+    expected = {
+        (name, step): model.evaluate(later(frames, step))
+        for name, frames in (cases().items() if not rank else ())
+        for step in range(3)
+    }
+    for n, part in zip(sizes, parts, strict=True):
+        if part == mpi.COMM_NULL:
+            continue
+        group = MPIGroup(mpi, part)
+        places = group.places()
+        if group.rank:
+            Worker(group, lambda file: make_model(kind), Patience()).run()
+            continue
+        crew = Crew(group, places, Patience())
+        crew.send_model(b"")
+        crew.await_model()
+        for way in (Decompose.SPACE, Decompose.AUTO) if n in (3, 8) else (Decompose.SPACE,):
+            ranked = RankedModel(model, crew, way)
+            for name, frames in cases().items():
+                worst = max(
+                    largest_error(ranked.evaluate(later(frames, step)), expected[name, step]) for step in range(3)
+                )
+                sys.stdout.write(f"{n} {way} {name}: {worst:.1e}\n")
+                assert worst < 1e-10, (n, way, name, worst)
+        crew.dismiss()
+
+
+main(sys.argv[1])

@@ -1,0 +1,109 @@
+"""Run by mpiexec: a daemon over ranks with a model that needs no torch, so that it starts at once.
+
+    program.py ENDPOINT [EVENT RANK]
+
+EVENT is what the rank is to do to itself or meet: see `misbehave`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+from dpserver import guard
+
+guard.stand_by()
+
+from dpserver.daemon import Daemon, Target  # noqa: E402
+from dpserver.daemon.logs import set_up_logging  # noqa: E402
+from dpserver.daemon.team import Service, Team  # noqa: E402
+from dpserver.engine import Order  # noqa: E402
+from dpserver.errors import StructureError  # noqa: E402
+from dpserver.frames import Frames  # noqa: E402
+from dpserver.parallel import exchange  # noqa: E402
+from dpserver.parallel.mpi import join_all, load_mpi  # noqa: E402
+from dpserver.parallel.plan import Decompose  # noqa: E402
+from dpserver.parallel.ranked import RankedModel  # noqa: E402
+from dpserver.transport import parse_endpoint  # noqa: E402
+from tests.ranks import Springs  # noqa: E402
+
+N_BEFORE = 2
+"""Evaluations that go well before one does not."""
+
+
+class Troubled(Springs):
+    """A model that meets something in its third evaluation of many atoms."""
+
+    def __init__(self, event: str) -> None:
+        super().__init__(rcut=4.0)
+        self.event = event
+        self.n_seen = 0
+
+    def evaluate(self, frames: Frames):
+        if frames.n_atoms > 20:
+            self.n_seen += 1
+            if self.n_seen > N_BEFORE:
+                misbehave(self.event)
+        return super().evaluate(frames)
+
+
+def misbehave(event: str) -> None:
+    """Do what a test asks for, while structures are evaluated."""
+    match event:
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "error":
+            raise ZeroDivisionError("a mistake")
+        case "memory":
+            raise MemoryError("no room")
+        case "refuse":
+            raise StructureError("not this one")
+        case "hang":
+            os.write(2, b"evaluating\n")
+            time.sleep(60)
+
+
+def main() -> None:
+    endpoint, event, who = (*sys.argv[1:], "", "-1")[:3]
+    is_me = guard.job_rank() == int(who)
+    set_up_logging("info" if guard.job_rank() == 0 else "error", is_json=False)
+    if is_me and event == "kill-at-start":
+        os.kill(os.getpid(), signal.SIGKILL)
+    team = Team(join_all(load_mpi()))
+    if is_me and event == "kill-when-met":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if is_me and event == "kill-sending":
+        room = exchange.Channel.room
+
+        def kill_at_third(channel: exchange.Channel, n: int):
+            count[0] += 1
+            if count[0] > (2 * N_BEFORE + 1 if team.is_leader else N_BEFORE):  # between the two others
+                os.kill(os.getpid(), signal.SIGKILL)
+            return room(channel, n)
+
+        count = [0]
+        exchange.Channel.room = kill_at_third
+    model = Troubled(event if is_me else "")
+    service = Service("cpu", None, 1, "native", "")
+    if not team.is_leader:
+        team.work(team.share(None), lambda file, service, place, places: model)
+        return
+    team.share(service)
+    crew = team.crew()
+    crew.send_model(b"")
+    crew.await_model()
+    ranked = RankedModel(model, crew, Decompose.SPACE)
+    where, _ = parse_endpoint(endpoint)
+    daemon = Daemon(ranked, [Target(where, where.resolve(), Order.from_text("A B B", "--species"))], is_once=True)
+    with team.serving(daemon.stop, daemon.lose):
+        code = daemon.run()
+    team.finish(crew)
+    if code:
+        team.leave(code)
+
+
+main()
