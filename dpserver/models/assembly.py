@@ -16,9 +16,9 @@ from dpserver.kernels.fitting import pack, padded
 from dpserver.kernels.layout import Model, Workspace
 from dpserver.kernels.linear import one_thread
 from dpserver.kernels.tables import TableError
+from dpserver.models.curves import Tabulated, descriptor_of, limits_of, slots_of, variable_of
 from dpserver.models.networks import Layer
-from dpserver.models.planning import Plan, descriptor_of, layers_of, make_plan, reach_of, rounded, skip_of
-from dpserver.models.se_e2_a import SeE2A
+from dpserver.models.planning import Plan, constant_of, layers_of, make_plan, reach_of, rounded, skip_of
 
 if TYPE_CHECKING:
     from dpserver.models.potential import Potential
@@ -53,7 +53,7 @@ class Sizes:
             return aligned(rows * columns + slack, dtype)
 
         return Workspace(
-            aligned(9 * room, np.float64).reshape(9, room),
+            aligned(layout.EDGE_ROWS * room, np.float64).reshape(layout.EDGE_ROWS, room),
             np.zeros(room, dtype=np.int64),
             np.zeros(rows * n_species + 1, dtype=np.int64),
             np.zeros(rows * n_species, dtype=np.int64),
@@ -101,8 +101,10 @@ def assemble(members: Sequence[Potential], table_error: float) -> Assembly:
     reach = np.min([reach_of(member) for member in members], axis=0)
     model = Model(
         np.array([descriptor.rcut, descriptor.config.rcut_smth, descriptor.config.env_protection]),
-        np.array(descriptor.sel, dtype=np.int64),
-        np.array([[_exclusion(descriptor, c, k) for k in range(n_species)] for c in range(n_species)]),
+        np.array(slots_of(descriptor), dtype=np.int64),
+        np.array(limits_of(descriptor), dtype=np.int64),
+        variable_of(descriptor),
+        np.array([[exclusion(descriptor, c, k) for k in range(n_species)] for c in range(n_species)]),
         reach**2,
         np.zeros((n_members, n_species, 8)),
         np.zeros((n_members, n_species, n_species, 2), dtype=np.int64),
@@ -128,7 +130,7 @@ def assemble(members: Sequence[Potential], table_error: float) -> Assembly:
     return Assembly(store.finish(model), store.sizes, error, max(error.value, error.first) <= table_error)
 
 
-def _exclusion(descriptor: SeE2A, centre: int, neighbour: int) -> int:
+def exclusion(descriptor: Tabulated, centre: int, neighbour: int) -> int:
     """What `Model.exclusion` holds for a pair."""
     if (centre, neighbour) in descriptor.silent:
         return layout.SILENT
@@ -223,7 +225,7 @@ def _lay_out(model: Model, store: _Store, member: Potential, plan: Plan, where: 
     layers = layers_of(member, centre)
     layer_at = _add_layers(store, layers, plan.products.weights, member.config.fitting_net.activation_function)
     last = layers[-1]
-    model.bias[where] = float(member.energy_bias[centre]) + float(last.bias.detach())
+    model.bias[where] = constant_of(member, centre)
     step = padded(plan.columns, store.dtype) + store.lanes
     row = {
         "columns": plan.columns,

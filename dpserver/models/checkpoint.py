@@ -5,6 +5,7 @@ Version 1 holds a model. Version 2 holds a committee: its `members` is a list of
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import tempfile
@@ -19,10 +20,13 @@ import torch
 
 from dpserver.errors import ConfigError, DeviceError, ModelFileError
 from dpserver.models import deepmd
+from dpserver.models.atomic import AtomicModel
 from dpserver.models.committee import Committee, check_species
 from dpserver.models.compilation import TABLE_ERROR
-from dpserver.models.config import ModelConfig, parse
+from dpserver.models.config import ModelConfig, TensorFittingConfig, parse
+from dpserver.models.deepmd.archive import check_stored
 from dpserver.models.potential import Potential
+from dpserver.models.tensors import TensorModel
 
 FORMAT = "dpserver"
 VERSION = 1
@@ -39,7 +43,7 @@ _EXPECTED = "expected a file written by `dpserver train`, or a model of DeePMD-k
 _ZIP = b"PK"
 
 
-def contents(potential: Potential, training: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def contents(potential: AtomicModel, training: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Describe a model by plain values and tensors, as `write` stores them.
 
     Args:
@@ -84,7 +88,13 @@ def join(files: Sequence[str | Path]) -> dict[str, Any]:
             members[name] = {key: member[key] for key in _KINDS}
     if len(members) < 2:
         raise ConfigError(f"a committee needs at least two models, got {len(members)}")
-    return {"format": FORMAT, "version": COMMITTEE_VERSION, "members": list(members.values())}
+    return committee_of(list(members.values()))
+
+
+def committee_of(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Describe a committee by the dicts of its members."""
+    kept = [{key: member[key] for key in _KINDS} for member in members]
+    return {"format": FORMAT, "version": COMMITTEE_VERSION, "members": kept}
 
 
 def members_of(values: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -116,15 +126,32 @@ def write(path: str | Path, values: Mapping[str, Any]) -> None:
         raise
 
 
-def save(path: str | Path, potential: Potential, training: Mapping[str, Any] | None = None) -> None:
+def save(path: str | Path, potential: AtomicModel, training: Mapping[str, Any] | None = None) -> None:
     """Write a model file; see `contents`."""
     write(path, contents(potential, training))
 
 
-def read(path: str | Path) -> dict[str, Any]:
+def to_bytes(values: Mapping[str, Any]) -> bytes:
+    """The dict of a model as `write` would store it, for another process."""
+    stream = io.BytesIO()
+    torch.save(dict(values), stream)
+    return stream.getvalue()
+
+
+def from_bytes(file: bytes) -> dict[str, Any]:
+    """The dict of a model that `to_bytes` has written."""
+    values: dict[str, Any] = torch.load(io.BytesIO(file), map_location="cpu", weights_only=True)
+    return values
+
+
+def read(path: str | Path, head: str | None = None) -> dict[str, Any]:
     """Read the dict of a model file, with its tensors on the CPU; nothing in the file is executed.
 
     A model of DeePMD-kit's becomes such a dict, whose `training` says where it comes from.
+
+    Args:
+        path: of the file.
+        head: which of its models, where a checkpoint of DeePMD-kit's holds several.
 
     Raises:
         ModelFileError: missing, no model file, unsafe, damaged, or of a newer version.
@@ -134,8 +161,11 @@ def read(path: str | Path) -> dict[str, Any]:
         missing = f"model file {path} does not exist (seen from {Path.cwd()})"
         raise ModelFileError(f"{path} is not a file" if path.exists() else missing)
     if deepmd.recognises(path):
-        potential, imported = deepmd.load_with_origin(path)
-        return contents(potential, {"imported": imported, "from": path.name})
+        potential, imported = deepmd.load_with_origin(path, head)
+        origin = path.name if head is None else f"{path.name}, head {head}"
+        return contents(potential, {"imported": imported, "from": origin})
+    if head is not None:
+        raise ModelFileError(f"{path} is no checkpoint of several models of DeePMD-kit's; leave out --head {head}")
     if not _is_whole(path):
         raise _foreign(path)
     try:
@@ -171,10 +201,17 @@ def _check_complete(values: Mapping[str, Any], source: str) -> None:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether it is an archive whose every entry has its checksum; torch would read wrong weights without a word."""
+    """Whether it is an archive whose every entry has its checksum; torch would read wrong weights without a word.
+
+    Raises:
+        ModelFileError: it is made to grow when it is unpacked.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
+            check_stored(archive)
             return archive.testzip() is None
+    except ModelFileError as error:
+        raise ModelFileError(f"{path} is not a dpserver model file: {error}") from None
     except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, ValueError):
         return False
 
@@ -207,13 +244,29 @@ def restore(values: Mapping[str, Any], source: str = "the model file") -> Potent
     """Make a potential of the dict of one model, see `members_of`.
 
     Raises:
+        ModelFileError: the parts of the file do not fit together, or the model is not one of energies.
+    """
+    model = restore_model(values, source)
+    if not isinstance(model, Potential):
+        raise ModelFileError(
+            f"{source} is a model of the kind {model.kind}, which has no energy; it is served beside one that has: "
+            f"--model energies.pt --{model.kind} {source}"
+        )
+    return model
+
+
+def restore_model(values: Mapping[str, Any], source: str = "the model file") -> Potential | TensorModel:
+    """Make a model of any kind of the dict of one, see `members_of`.
+
+    Raises:
         ModelFileError: the parts of the file do not fit together.
     """
     _check_entries(values, source)
     state, given = values["state"], values["config"]
     try:
         config = parse(ModelConfig, given["model"], "config.model")
-        potential = Potential(config, precision=given["precision"])
+        kind = TensorModel if isinstance(config.fitting_net, TensorFittingConfig) else Potential
+        potential = kind(config, precision=given["precision"])
         _check_state(potential.state_dict(), state)
         potential.load_state_dict(state)
         distances = values["statistics"]["min_distance"].numpy().astype(np.float64)
@@ -302,7 +355,19 @@ def load(
         DeviceError: the device does not exist.
         ConfigError: the precision is unknown, or a number is not positive.
     """
-    model = restore_all(read(path), str(path))
+    return prepare(read(path), str(path), device, precision, threads, table_error)
+
+
+def prepare(
+    values: Mapping[str, Any],
+    source: str,
+    device: str = "auto",
+    precision: str | None = None,
+    threads: int | None = None,
+    table_error: float = TABLE_ERROR,
+) -> Potential | Committee:
+    """Make what serves of the dict that `read` returns, ready for evaluation; see `load`."""
+    model = restore_all(values, source)
     for potential in model.members if isinstance(model, Committee) else (model,):
         if precision is not None:
             potential.set_precision(precision)
@@ -310,6 +375,30 @@ def load(
             parameter.requires_grad_(False)
         potential.to(choose_device(device)).eval()
     model.accelerate(threads, table_error)
+    return model
+
+
+def load_tensor(path: str | Path, device: str = "auto", precision: str | None = None) -> TensorModel:
+    """Load a trained model of dipoles or polarizabilities, for evaluation.
+
+    Args:
+        path: a model file.
+        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+        precision: `double`, `mixed` or `single`; by default the one it was trained in.
+
+    Raises:
+        ModelFileError: the file cannot be used, or holds another kind of model.
+        DeviceError: the device does not exist.
+        ConfigError: the precision is unknown.
+    """
+    values = read(path)
+    model = None if "members" in values else restore_model(values, str(path))
+    if not isinstance(model, TensorModel):
+        found = "a committee" if model is None else "a model of energies"
+        raise ModelFileError(f"{path} is {found}, expected a model of dipoles or polarizabilities")
+    if precision is not None:
+        model.set_precision(precision)
+    model.requires_grad_(False).to(choose_device(device)).eval()
     return model
 
 

@@ -12,7 +12,9 @@ import torch
 
 from dpserver.errors import ConfigError
 from dpserver.frames import CommitteeResult, Floats, ForceResult, Frames
+from dpserver.models.accelerated import Accelerated
 from dpserver.models.compilation import TABLE_ERROR, Compilation
+from dpserver.models.parameters import Takes, check_parameters
 from dpserver.models.potential import Potential
 
 
@@ -29,9 +31,10 @@ class Committee:
         template: symbol of each atom of the training structures, where it is that of all members, else None.
         min_distance: smallest distance that any member has seen in training of each pair of species, (n_species,
             n_species), Å; inf where none has met the pair.
+        takes: the parameters that all members take beside a structure.
 
     Raises:
-        ConfigError: there is no member, or their species differ.
+        ConfigError: there is no member, or their species or parameters differ.
     """
 
     def __init__(self, members: Sequence[Potential]) -> None:
@@ -45,12 +48,18 @@ class Committee:
         templates = {member.template for member in self.members}
         self.template = templates.pop() if len(templates) == 1 else None
         self.min_distance: Floats = np.min([member.min_distance for member in self.members], axis=0)
+        self.takes = _common_parameters(self.members)
         self._compilation: Compilation | None = None
 
     @property
     def device(self) -> torch.device:
         """Where the members compute."""
         return self.members[0].device
+
+    @property
+    def can_cut(self) -> bool:
+        """Whether a structure can be evaluated in parts, with ghosts, as it is over ranks."""
+        return all(member.can_cut for member in self.members)
 
     def accelerate(self, threads: int | None = None, table_error: float = TABLE_ERROR) -> None:
         """Let `evaluate` use the CPU kernels, where they know the members; see `Compilation`.
@@ -63,6 +72,10 @@ class Committee:
             ConfigError: a number that is not positive.
         """
         self._compilation = Compilation(self.members, threads, table_error)
+
+    def compiled(self) -> list[Accelerated | None]:
+        """The kernels that evaluate, one for each group of members; None where the reference does."""
+        return [None] if self._compilation is None else [compiled for _, compiled in self._compilation.groups()]
 
     def warm_up(self) -> None:
         """Make now what the first evaluation would have to."""
@@ -81,6 +94,8 @@ class Committee:
         Raises:
             StructureError: a structure that has no answer, named with its cause.
         """
+        n_fparam, n_aparam, has_default, _ = self.takes
+        check_parameters(frames, n_fparam, n_aparam, has_default_fparam=has_default)
         return _mean(self._evaluate_each(frames))
 
     def _evaluate_each(self, frames: Frames) -> list[ForceResult]:
@@ -109,6 +124,23 @@ def check_species(species: Sequence[str], expected: Sequence[str], name: str, ot
             f"{name} knows the species {' '.join(species)}, {other} {' '.join(expected)}; the members of a committee "
             "need the same type_map, in the same order"
         )
+
+
+def _common_parameters(members: Sequence[Potential]) -> Takes:
+    """The parameters that each member takes.
+
+    Raises:
+        ConfigError: not all take the same number, or only some have a default, or another one.
+    """
+    for k, member in enumerate(members):
+        if member.takes != members[0].takes:
+            raise ConfigError(
+                f"member {k + 1} takes {member.takes.n_fparam} parameters of frames (fparam, by default "
+                f"{member.takes.default_fparam}) and {member.takes.n_aparam} of atoms (aparam), member 1 "
+                f"{members[0].takes.n_fparam} ({members[0].takes.default_fparam}) and {members[0].takes.n_aparam}; the "
+                "members of a committee need the same ones"
+            )
+    return members[0].takes
 
 
 def _mean(results: Sequence[ForceResult]) -> ForceResult:

@@ -1,34 +1,39 @@
-"""Whether and how potentials are evaluated by the CPU kernels, and that these have the weights of the moment."""
+"""Whether and how potentials are evaluated by kernels, and that these have the weights of the moment."""
 
 from __future__ import annotations
 
 import functools
 import logging
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from torch import Tensor
 
 from dpserver.errors import ConfigError
 from dpserver.frames import ForceResult, Frames
+from dpserver.models.curves import Tabulated, limits_of, tabulated, variable_of
+from dpserver.models.fewer_species import BySpecies, is_restrictable
+from dpserver.models.folding import ByParameters, Evaluate, is_foldable
 from dpserver.models.se_e2_a import SeE2A
 
 if TYPE_CHECKING:
     from dpserver.kernels.tables import TableError
-    from dpserver.models.compiled import Compiled
+    from dpserver.models.accelerated import Accelerated
     from dpserver.models.potential import Potential
 
 logger = logging.getLogger(__name__)
 
-TABLE_ERROR = 1e-9
+_ATOM: Final = Frames.single([[0.0, 0.0, 0.0]], [0])
+
+TABLE_ERROR = 1e-10
 """Error of forces that tables may cause, relative to forces of typical size."""
 
 
 class Compilation:
     """Compiles potentials when they are first evaluated, and again after their weights have changed.
 
-    What the kernels have no form for is evaluated by `Potential.reference`: other descriptors, devices other than the
-    CPU, embedding nets too sharp for tables (activation functions with kinks), and everything where numba is missing.
+    What the kernels have no form for is evaluated by `Potential.reference`: other descriptors, embedding nets too sharp
+    for tables (activation functions with kinks), everything where numba is missing, and on a GPU where Triton is.
 
     A change of weights is seen if it goes through the tensors themselves; one through `tensor.data[…]` is not.
 
@@ -52,11 +57,12 @@ class Compilation:
         self._threads = threads
         self._table_error = table_error
         self._seen: list[tuple[Tensor, int, int]] = []
-        self._groups: list[tuple[list[int], Compiled | None]] = []
+        self._groups: list[tuple[list[int], Accelerated | None]] = []
+        self._stand_ins: dict[int, ByParameters | BySpecies] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy compiles by itself."""
-        return {**self.__dict__, "_seen": [], "_groups": []}
+        return {**self.__dict__, "_seen": [], "_groups": [], "_stand_ins": {}}
 
     def evaluate(self, frames: Frames) -> list[ForceResult]:
         """Energies, forces and virials of a batch by each member.
@@ -67,21 +73,39 @@ class Compilation:
         results: dict[int, ForceResult] = {}
         for numbers, compiled in self.groups():
             if compiled is None:
-                results.update((k, self._members[k].reference(frames)) for k in numbers)
+                results.update((k, self._alone(k, frames)) for k in numbers)
             else:
                 results.update(zip(numbers, compiled.evaluate(frames), strict=True))
         return [results[k] for k in range(len(self._members))]
+
+    def _alone(self, number: int, frames: Frames) -> ForceResult:
+        """The answer of a member that has no group: by the reference, or by potentials that stand for it."""
+        member = self._members[number]
+        if number not in self._stand_ins:
+            if is_foldable(member):
+                self._stand_ins[number] = ByParameters(member, self._prepare)
+            elif is_restrictable(member) and _has_numba():
+                self._stand_ins[number] = BySpecies(member, self._prepare)
+            else:
+                return member.reference(frames)
+        return self._stand_ins[number].evaluate(frames)
+
+    def _prepare(self, member: Potential) -> Evaluate:
+        """The fast form of a potential that stands for a member, with certain parameters or species."""
+        member.accelerate(self._threads, self._table_error)
+        return member.evaluate
 
     def warm_up(self) -> None:
         """Make now what the first evaluation would have to: tables, and the machine code of the kernels."""
         for _, compiled in self.groups():
             if compiled is not None:
                 logger.info("getting ready; the first time on a machine its kernels are compiled, some ten seconds")
-                compiled.evaluate(Frames.single([[0.0, 0.0, 0.0]], [0]))
+                compiled.evaluate(_ATOM)
 
-    def groups(self) -> list[tuple[list[int], Compiled | None]]:
+    def groups(self) -> list[tuple[list[int], Accelerated | None]]:
         """Members that are evaluated together, and what evaluates them: None is the reference."""
         if not self._groups or any(t.data_ptr() != place or t._version != v for t, place, v in self._seen):
+            self._stand_ins.clear()
             tensors = [t for member in self._members for t in (*member.parameters(), *member.buffers())]
             self._seen = [(t, t.data_ptr(), t._version) for t in tensors]
             keys: dict[Hashable, list[int]] = {}
@@ -90,18 +114,25 @@ class Compilation:
             self._groups = [(numbers, self._compile(numbers)) for numbers in keys.values()]
         return self._groups
 
-    def _compile(self, numbers: Sequence[int]) -> Compiled | None:
+    def _compile(self, numbers: Sequence[int]) -> Accelerated | None:
         members = [self._members[k] for k in numbers]
-        if members[0].device.type != "cpu" or not isinstance(members[0].descriptor, SeE2A) or not _has_numba():
+        descriptor = _known(members[0])
+        if descriptor is None or not _has_numba():
             return None
-        from dpserver.models.compiled import Compiled
+        compiled: Accelerated | None
+        if members[0].device.type == "cpu":
+            from dpserver.models.compiled import Compiled
 
-        compiled = Compiled(members, self._threads, self._table_error)
+            compiled = Compiled(members, self._threads, self._table_error)
+        else:
+            compiled = _compile_for_gpu(members, self._table_error)
+        if compiled is None:
+            return None
         if not compiled.is_accurate:
             logger.warning(
                 "the embedding net with activation function %s is too sharp for tables: their error is %.1e; the model "
                 "is evaluated without them, much slower",
-                members[0].descriptor.config.activation_function,
+                descriptor.config.activation_function,
                 compiled.error.first,
             )
             return None
@@ -109,9 +140,33 @@ class Compilation:
         return compiled
 
 
+def _compile_for_gpu(members: Sequence[Potential], table_error: float) -> Accelerated | None:
+    """The form for a GPU, once it has answered; None, with a warning, where Triton is missing or cannot compile it."""
+    try:
+        from dpserver.models.device import DeviceCompiled
+
+        compiled = DeviceCompiled(members, table_error)
+        compiled.evaluate(_ATOM)
+    except Exception as error:  # whatever a compiler may fail with
+        logger.warning(
+            "the kernels for the GPU cannot be used (%s: %s); the model is evaluated by torch, many times slower",
+            type(error).__name__,
+            error,
+        )
+        return None
+    return compiled
+
+
+def _known(member: Potential) -> Tabulated | None:
+    """The descriptor of a potential that the kernels have a form for; on a GPU they know one kind."""
+    has_more = member.n_fparam or member.n_aparam or member.table is not None or not member.config.fitting_net.neuron
+    is_known = member.device.type == "cpu" or isinstance(member.descriptor, SeE2A)
+    return None if has_more or not is_known else tabulated(member)
+
+
 def table_error(member: Potential) -> TableError | None:
     """How far the tables that evaluate a potential are from its embedding nets; None where there are none."""
-    if not isinstance(member.descriptor, SeE2A) or not _has_numba():
+    if _known(member) is None or not _has_numba():
         return None
     from dpserver.models.assembly import assemble
 
@@ -121,12 +176,13 @@ def table_error(member: Potential) -> TableError | None:
 
 def _group_key(member: Potential) -> Hashable:
     """What members that are compiled together have in common."""
-    descriptor = member.descriptor
-    if not isinstance(descriptor, SeE2A):
+    descriptor = _known(member)
+    if descriptor is None:
         return id(member)
     config = descriptor.config
     left_out = tuple(frozenset(pairs) for pairs in (descriptor.excluded, descriptor.silent, descriptor.unseen))
-    return (config.rcut, config.rcut_smth, config.env_protection, descriptor.sel, left_out, member.network_dtype)
+    cutoff = (config.rcut, config.rcut_smth, config.env_protection)
+    return (*cutoff, limits_of(descriptor), variable_of(descriptor), left_out, member.network_dtype)
 
 
 @functools.cache

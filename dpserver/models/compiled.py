@@ -6,7 +6,6 @@ list and the geometry of its edges.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +15,13 @@ import numpy as np
 
 from dpserver.frames import ForceResult, Frames, Ints
 from dpserver.kernels import cpu
-from dpserver.kernels.layout import TOO_CLOSE, TOO_MANY, Batch, Output, Workspace
+from dpserver.kernels.layout import Batch, Output, Workspace
 from dpserver.kernels.threads import Threads
+from dpserver.models.accelerated import Accelerated
 from dpserver.models.assembly import assemble
+from dpserver.models.memory import memory_left
 from dpserver.neighbors.cache import ListCache, Neighbourhood
+from dpserver.neighbors.rows import MOST_EDGES
 
 if TYPE_CHECKING:
     from dpserver.models.potential import Potential
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 SKIN: Final = 1.0
 """How much further neighbour lists reach than the cutoff, Å."""
 
+_LIST_BYTES: Final = 18  # of an edge: neighbour, shift, incoming, and half a pair while it is made
+_SHARE: Final = 0.9  # of the memory that is left
 _MOST_ROWS: Final = 96
 _BLOCKS_PER_THREAD: Final = 3
 _SERIAL_EDGES: Final = 20_000
@@ -37,7 +41,7 @@ class _Work:
     """What stays the same while a neighbourhood is used again.
 
     Attributes:
-        atoms: sorted by species; blocks: first, end and species of each piece of work.
+        atoms: that are no ghosts, sorted by species; blocks: first, end and species of each piece of work.
         room: edges in the largest block; rows: atoms.
     """
 
@@ -48,7 +52,7 @@ class _Work:
     rows: int
 
 
-class Compiled:
+class Compiled(Accelerated):
     """Potentials of one cutoff, one `sel` and the same species, compiled together.
 
     Args:
@@ -62,18 +66,16 @@ class Compiled:
     """
 
     def __init__(self, members: Sequence[Potential], threads: int | None, table_error: float) -> None:
-        self._members = tuple(members)
+        super().__init__(members)
         self._threads = Threads(threads)
         assembly = assemble(self._members, table_error)
         self._model, self._sizes = assembly.model, assembly.sizes
         self.error, self.is_accurate = assembly.error, assembly.is_accurate
-        self._n_species = len(self._members[0].species)
-        self._lists = ListCache(self._members[0].rcut, SKIN, self._n_species)
+        self._lists = ListCache(self._members[0].rcut, SKIN, self._n_species, room=self._room_for_edges)
         self._work: _Work | None = None
         self._spaces: list[Workspace] = []
         self._room = self._rows = 0
         self._gradient = np.zeros(0)
-        self._lock = threading.Lock()
 
     def __str__(self) -> str:
         e, n = self.error, self._threads.count
@@ -81,29 +83,6 @@ class Compiled:
             f"CPU kernels in {self._model.weights.dtype} on {n} {'thread' if n == 1 else 'threads'}; tables of the "
             f"embedding nets deviate by {e.value:.1e}, {e.first:.1e} (first) and {e.second:.1e} (second derivative)"
         )
-
-    def evaluate(self, frames: Frames) -> list[ForceResult]:
-        """Energies, forces and virials of a batch by each member.
-
-        Args:
-            frames: structures, of any sizes; not changed.
-
-        Returns:
-            Arrays that belong to the caller, in eV and eV/Å.
-
-        Raises:
-            StructureError: a structure that has no answer, named with its cause.
-        """
-        frames.check(self._n_species)
-        if not frames.n_frames:
-            return [member.reference(frames) for member in self._members]
-        with self._lock:
-            results, status = self._compute(frames)
-        if (status == TOO_MANY).any():
-            return [member.reference(frames) for member in self._members]  # which says what is wrong
-        if (status == TOO_CLOSE).any():
-            self._answer_exactly(frames, np.unique(frames.frame_idx[status == TOO_CLOSE]), results)
-        return results
 
     def profile(self, frames: Frames) -> dict[str, float]:
         """Seconds that one thread spends in each stage, for one batch; what the stages are says `kernels.cpu`."""
@@ -120,6 +99,15 @@ class Compiled:
             for member in range(len(self._members)):
                 self._collect(frames, batch, output, member)
             return {**seconds, "sums": time.perf_counter() - start}
+
+    def products(self, frames: Frames) -> float:
+        """Multiplications and additions of the matrix products in one evaluation, there and back."""
+        model, found = self._model, 0.0
+        for centres in model.centres:
+            for centre, n_atoms in zip(centres, self.centres_of(frames), strict=True):
+                layers = model.layers[centre["layer_at"] : centre["layer_at"] + centre["n_layers"]]
+                found += 4.0 * n_atoms * float((layers["n_in"] * layers["n_out"]).sum())
+        return found
 
     def _compute(self, frames: Frames) -> tuple[list[ForceResult], Ints]:
         """Run the kernels: results, and the status of each atom."""
@@ -139,22 +127,30 @@ class Compiled:
             near.starts,
             near.neighbour,
             near.shift,
-            near.reverse,
+            near.incoming,
+            near.incoming_starts,
             work.atoms,
             work.blocks,
         )
         output = Output(
             self._gradient[: n_members * near.n_edges * 3].reshape(n_members, near.n_edges, 3),
-            np.empty((n_members, n_atoms)),
-            np.empty((n_members, n_atoms, 6)),
-            np.empty(n_atoms, dtype=np.int64),
+            np.zeros((n_members, n_atoms)),
+            np.zeros((n_members, n_atoms, 6)),
+            np.zeros(n_atoms, dtype=np.int64),
         )
         return batch, output
+
+    def _room_for_edges(self) -> int:
+        """How many edges of a new list fit into the memory, with what is computed for each."""
+        left = memory_left()
+        if left is None:
+            return MOST_EDGES
+        return int((_SHARE * left + self._gradient.nbytes) / (_LIST_BYTES + 24 * len(self._members)))
 
     def _prepare(self, near: Neighbourhood, frames: Frames) -> _Work:
         """Cut the work into blocks, and see that there is room for it."""
         if self._work is None or self._work.neighbourhood is not near:
-            self._work = self._cut(near, frames.types)
+            self._work = self._cut(near, frames)
         work = self._work
         if work.room > self._room or work.rows > self._rows or len(self._spaces) < self._threads.count:
             room, rows = max(work.room, self._room), max(work.rows, self._rows)
@@ -168,10 +164,13 @@ class Compiled:
             self._gradient = np.empty(len(self._members) * near.n_edges * 3)
         return work
 
-    def _cut(self, near: Neighbourhood, types: Ints) -> _Work:
-        """Blocks of atoms of one species, small enough for a cache and for all threads to have some."""
+    def _cut(self, near: Neighbourhood, frames: Frames) -> _Work:
+        """Blocks of centres of one species, small enough for a cache and for all threads to have some."""
+        types = frames.types
         atoms = np.argsort(types, kind="stable")
-        step = cpu.rows_of_block(len(types), self._threads.count * _BLOCKS_PER_THREAD, _MOST_ROWS)
+        if frames.is_ghost is not None:
+            atoms = atoms[~frames.is_ghost[atoms]]
+        step = cpu.rows_of_block(len(atoms), self._threads.count * _BLOCKS_PER_THREAD, _MOST_ROWS)
         bounds = np.searchsorted(types[atoms], np.arange(self._n_species + 1))
         blocks = [
             (low, min(low + step, bounds[c + 1]), c)
@@ -179,8 +178,8 @@ class Compiled:
             for low in range(bounds[c], bounds[c + 1], step)
         ]
         n_edges = np.append(0, np.cumsum(np.diff(near.starts[:: self._n_species])[atoms]))
-        room = max(int(n_edges[high] - n_edges[low]) for low, high, _ in blocks)
-        return _Work(near, atoms, np.array(blocks, dtype=np.int64), room, step)
+        room = max((int(n_edges[high] - n_edges[low]) for low, high, _ in blocks), default=0)
+        return _Work(near, atoms, np.array(blocks, dtype=np.int64).reshape(-1, 3), room, step)
 
     def _collect(self, frames: Frames, batch: Batch, output: Output, member: int) -> ForceResult:
         """Sum what belongs together."""
@@ -195,14 +194,3 @@ class Compiled:
         energy, virial = np.zeros(frames.n_frames), np.zeros((frames.n_frames, 3, 3))
         cpu.sum_frames(output.atom_energy[member], output.atom_virial[member], frames.frame_idx, energy, virial)
         return ForceResult(energy, forces, virial, output.atom_energy[member], frames.frame_idx.copy())
-
-    def _answer_exactly(self, frames: Frames, numbers: Ints, results: Sequence[ForceResult]) -> None:
-        """Put the reference's answers for some frames in place: those with distances that no table reaches."""
-        some = Frames.concatenate(frames[int(k)] for k in numbers)
-        atoms = np.isin(frames.frame_idx, numbers)
-        for member, result in zip(self._members, results, strict=True):
-            exact = member.reference(some if len(numbers) < frames.n_frames else frames)
-            result.energy[numbers] = exact.energy
-            result.forces[atoms] = exact.forces
-            result.virial[numbers] = exact.virial
-            result.atom_energy[atoms] = exact.atom_energy

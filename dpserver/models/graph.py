@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dpserver.frames import Frames
 from dpserver.kernels.segments import Segments
@@ -20,10 +21,12 @@ class Block:
     Attributes:
         edges: their place among the graph's edges.
         segments: rows are the atoms of the centre's species in the order of `Graph.atoms`.
+        further: edges of each row that were left out because they are too long, (n_rows,), int64; None where none were.
     """
 
     edges: slice
     segments: Segments
+    further: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +38,7 @@ class Graph:
     Attributes:
         frames: the structures this was made from.
         positions: (n_atoms, 3), float64, Å.
-        atoms: indices of the atoms of each species, int64.
+        atoms: indices of the atoms of each species, ghosts left out: the centres, int64.
         blocks: edges of each pair of species, by (centre, neighbour).
         centre: atom i of each edge, (n_edges,), int64.
         neighbour: atom j, (n_edges,), int64.
@@ -60,15 +63,18 @@ class Graph:
         order = np.lexsort((edges.centre, tj, ti))
         centre, pair = edges.centre[order], (ti * n_species + tj)[order]
         bounds = np.searchsorted(pair, np.arange(n_species**2 + 1))
-        atoms = [np.flatnonzero(types == c) for c in range(n_species)]
+        is_centre = True if frames.is_ghost is None else ~frames.is_ghost
+        atoms = [np.flatnonzero((types == c) & is_centre) for c in range(n_species)]
         row = np.empty(frames.n_atoms, dtype=np.int64)
         for members in atoms:
             row[members] = np.arange(len(members))
-        blocks = {}
+        blocks, empty = {}, [Segments.from_rows(centre[:0], len(members), device) for members in atoms]
         for c in range(n_species):
             for k in range(n_species):
                 here = slice(*map(int, bounds[c * n_species + k : c * n_species + k + 2]))
-                blocks[c, k] = Block(here, Segments.from_rows(row[centre[here]], len(atoms[c]), device))
+                is_empty = here.start == here.stop
+                rows = empty[c] if is_empty else Segments.from_rows(row[centre[here]], len(atoms[c]), device)
+                blocks[c, k] = Block(here, rows)
         frame = frames.frame_idx[centre]
         shift = np.einsum("es,esd->ed", edges.shift[order], frames.cell[frame])
         return cls(
@@ -87,9 +93,65 @@ class Graph:
         x = self.positions
         return x.index_select(0, self.neighbour) - x.index_select(0, self.centre) + self.shift
 
+    def within(self, rcut: float) -> tuple[Graph, Tensor]:
+        """Leave out the edges that are longer than a cutoff.
+
+        Args:
+            rcut: the cutoff, Å.
+
+        Returns:
+            The same atoms with the edges that are left, and which of the edges here these are, int64.
+        """
+        return self.subset(torch.linalg.vector_norm(self.vectors(), dim=-1) <= rcut)
+
+    def nearest(self, number: int) -> tuple[Graph, Tensor]:
+        """Keep the shortest edges of each atom, whatever the species of the neighbours; see `within`.
+
+        Args:
+            number: how many at most.
+        """
+        distance = torch.linalg.vector_norm(self.vectors(), dim=-1)
+        order = np.lexsort((distance.cpu().numpy(), self.centre.cpu().numpy()))
+        counts = np.bincount(self.centre.cpu().numpy())
+        rank = np.empty(len(order), dtype=np.int64)
+        rank[order] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return self.subset(torch.as_tensor(rank < number, device=distance.device))
+
+    def subset(self, is_kept: Tensor) -> tuple[Graph, Tensor]:
+        """Keep some edges; see `within`.
+
+        Args:
+            is_kept: which, (n_edges,), bool.
+        """
+        before = nn.functional.pad(is_kept.cumsum(0), (1, 0)).tolist()
+        blocks = {}
+        for pair, block in self.blocks.items():
+            rows = block.segments
+            kept_here = is_kept[block.edges]
+            row = (rows.slot // max(rows.width, 1))[kept_here].cpu().numpy()
+            segments = Segments.from_rows(row, rows.n_rows, self.positions.device)
+            here = slice(before[block.edges.start], before[block.edges.stop])
+            blocks[pair] = Block(here, segments, rows.counts - segments.counts)
+        kept = is_kept.nonzero()[:, 0]
+        centre, neighbour, shift = self.centre[kept], self.neighbour[kept], self.shift[kept]
+        return replace(self, blocks=blocks, centre=centre, neighbour=neighbour, shift=shift), kept
+
+    def by_atom(self, values: Sequence[Tensor]) -> Tensor:
+        """Put what was found for the centres of each species, in the order of `atoms`, in the order of the batch.
+
+        Args:
+            values: for each species, (atoms of it, …).
+
+        Returns:
+            (n_atoms, …), zeros for ghosts.
+        """
+        together, atoms = torch.cat(list(values)), torch.cat(self.atoms)
+        return together.new_zeros(len(self.positions), *together.shape[1:]).index_copy(0, atoms, together)
+
     def name_atom(self, species: int, row: int) -> str:
         """Name an atom in an error message: its index in its own frame, and the frame where there are several."""
         atom = int(self.atoms[species][row])
         frame = int(self.frames.frame_idx[atom])
-        name = f"atom {atom - int(self.frames.offsets[frame])}"
+        names = self.frames.names
+        name = f"atom {atom - int(self.frames.offsets[frame]) if names is None else names[atom]}"
         return name if self.frames.n_frames == 1 else f"{name} of frame {frame}"

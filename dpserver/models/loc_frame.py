@@ -39,6 +39,7 @@ class LocFrame(nn.Module):
     Attributes:
         rcut: cutoff radius, Å.
         n_features: size of D, the same for all species.
+        n_channels: number of directions beside D: none.
         davg: mean of D per centre species, (n_species, n_features), float64.
         dstd: standard deviation, (n_species, n_features), float64.
     """
@@ -52,6 +53,7 @@ class LocFrame(nn.Module):
         self.n_species = n_species
         self.rcut = config.rcut
         self.n_features = 4 * sum(config.sel_a) + sum(config.sel_r)
+        self.n_channels = 0
         self.register_buffer("davg", torch.zeros(n_species, self.n_features, dtype=torch.float64))
         self.register_buffer("dstd", torch.ones(n_species, self.n_features, dtype=torch.float64))
 

@@ -105,13 +105,16 @@ class Layer(nn.Module):
 
 
 def embedding_net(
-    neuron: Sequence[int], activation_function: str, resnet_dt: bool, generator: torch.Generator
+    neuron: Sequence[int], activation_function: str, resnet_dt: bool, generator: torch.Generator, n_in: int = 1
 ) -> nn.Sequential:
-    """Build the net that maps the normalised s of an edge, (n, 1), to its features, (n, neuron[-1])."""
+    """Build the net that maps the normalised s of an edge, (n, 1), to its features, (n, neuron[-1]).
+
+    With another `n_in` the input holds more than s.
+    """
     return nn.Sequential(
         *(
             Layer(a, b, activation_function, is_residual=True, has_timestep=resnet_dt, generator=generator)
-            for a, b in pairwise([1, *neuron])
+            for a, b in pairwise([n_in, *neuron])
         )
     )
 
@@ -123,8 +126,9 @@ def fitting_net(
     resnet_dt: bool,
     generator: torch.Generator,
     skips_only_equal: bool = False,
+    n_out: int = 1,
 ) -> nn.Sequential:
-    """Build the net that maps a descriptor, (n, n_in), to an atomic energy, (n, 1), by a linear last layer.
+    """Build the net that maps a descriptor, (n, n_in), to what an atom adds, (n, n_out), by a linear last layer.
 
     With `skips_only_equal` only hidden layers of the width of the one before have a skip connection.
     """
@@ -139,6 +143,6 @@ def fitting_net(
         )
         for k, (a, b) in enumerate(pairwise([n_in, *neuron]))
     ]
-    last = Layer(neuron[-1], 1, "linear", is_residual=False, has_timestep=False, generator=generator)
+    last = Layer([n_in, *neuron][-1], n_out, "linear", is_residual=False, has_timestep=False, generator=generator)
     nn.init.zeros_(last.bias)
     return nn.Sequential(*hidden, last)

@@ -7,13 +7,12 @@ is folded into the first layer of the fitting net.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
-from torch import nn
 
 from dpserver.frames import Floats
 from dpserver.kernels import products, simd
@@ -21,10 +20,18 @@ from dpserver.kernels.fitting import padded
 from dpserver.kernels.linear import product
 from dpserver.kernels.products import Magnitudes, Products
 from dpserver.kernels.tables import Table, Tabulation
+from dpserver.models.curves import (
+    Tabulated,
+    argument,
+    break_of,
+    descriptor_of,
+    expected_of,
+    features,
+    switched,
+    without_types,
+)
 from dpserver.models.networks import Layer
 from dpserver.models.radii import COVALENT_RADII, UNKNOWN_RADIUS
-from dpserver.models.se_e2_a import SeE2A
-from dpserver.models.taylor import derivatives
 from dpserver.neighbors.lists import CLOSEST
 
 if TYPE_CHECKING:
@@ -41,13 +48,6 @@ _SAMPLES: Final = 600
 _NEAREST: Final = 1.6
 
 
-def descriptor_of(member: Potential) -> SeE2A:
-    """The descriptor of a potential, of the one kind that the kernels know."""
-    if not isinstance(member.descriptor, SeE2A):
-        raise TypeError(f"the kernels know se_e2_a, not {type(member.descriptor).__name__}")
-    return member.descriptor
-
-
 def reach_of(member: Potential) -> Floats:
     """Smallest distances that tables reach, (n_species, n_species), Å."""
     radii = np.array([COVALENT_RADII.get(symbol, UNKNOWN_RADIUS) for symbol in member.species])
@@ -56,17 +56,6 @@ def reach_of(member: Potential) -> Floats:
     seen = np.where(known, member.min_distance, 0.0)
     reach = np.where(known, np.clip(typical, REACH[0] * seen, REACH[1] * seen), typical)
     return np.asarray(np.clip(reach, CLOSEST, member.rcut / 2))
-
-
-def _channels(net: nn.Module, davg: float, dstd: float) -> Callable[[Floats, int], list[Floats]]:
-    """The outputs of an embedding net as functions of s before normalisation, with up to three derivatives."""
-    layers = [layer for layer in net.children() if isinstance(layer, Layer)]
-
-    def evaluate(s: Floats, order: int) -> list[Floats]:
-        found = derivatives(layers, torch.from_numpy((s - davg) / dstd))
-        return [d.numpy() / dstd**m for m, d in enumerate(found[: order + 1])]
-
-    return evaluate
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,19 +89,18 @@ def make_plan(member: Potential, centre: int, reach: Floats, dtype: Any, toleran
     """
     descriptor, lanes = descriptor_of(member), simd.lanes(dtype)
     n_species = descriptor.n_species
-    davg, dstd = float(descriptor.davg[centre, 0]), float(descriptor.dstd[centre, 0])
     tabulations, distances = [], []
     for k in range(n_species):
         r = np.linspace(reach[k], descriptor.rcut, _SAMPLES)
-        net = descriptor.embedding_of(centre, k)
-        tabulations.append(Tabulation(_channels(net, davg, dstd), float(_s(descriptor, r)[0]), tolerance))
+        end = float(argument(descriptor, r)[0])
+        tabulations.append(Tabulation(features(descriptor, centre, k), end, tolerance, break_of(descriptor)))
         distances.append(r)
     weights = _first_layer(member, centre, dtype)
     n_channels = len(weights)
     plain = products.of_channels(weights)
     tables = [t.table() for t in tabulations]
     candidates = [Plan(tables, [0] * n_species, rounded(n_channels, lanes), None, plain)]
-    compressed = [t.compressed(_s(descriptor, r)) for t, r in zip(tabulations, distances, strict=True)]
+    compressed = [t.compressed(argument(descriptor, r)) for t, r in zip(tabulations, distances, strict=True)]
     few = [t for t in compressed if t is not None]
     if len(few) == n_species:
         columns = [rounded(t.coefficients.shape[2], lanes) for t in few]
@@ -127,14 +115,7 @@ def make_plan(member: Potential, centre: int, reach: Floats, dtype: Any, toleran
     return min(candidates, key=lambda plan: _operations(plan, descriptor))
 
 
-def _s(descriptor: SeE2A, r: Floats) -> Floats:
-    """The switched 1/r, (n,), 1/Å."""
-    vectors = np.zeros((len(r), 3))
-    vectors[:, 0] = r
-    return np.asarray(descriptor.environment(torch.from_numpy(vectors))[:, 0].numpy())
-
-
-def _magnitudes(descriptor: SeE2A, pair: tuple[int, int], table: Table, r: Floats) -> Magnitudes:
+def _magnitudes(descriptor: Tabulated, pair: tuple[int, int], table: Table, r: Floats) -> Magnitudes:
     """Sizes of moments and of their derivatives, in a uniform density that fills two thirds of `sel`.
 
     Two more neighbours are bonded, between the smallest distance r₀ and 1.5 r₀.
@@ -147,11 +128,12 @@ def _magnitudes(descriptor: SeE2A, pair: tuple[int, int], table: Table, r: Float
     """
     centre, neighbour = pair
     davg, dstd = (t[centre].numpy() for t in (descriptor.davg, descriptor.dstd))
-    sel, nearest, step = descriptor.sel[neighbour], _NEAREST * r[0], r[1] - r[0]
+    sel, nearest, step = expected_of(descriptor)[neighbour], _NEAREST * r[0], r[1] - r[0]
     number = 2 * sel * (r / r[-1]) ** 2 / r[-1] * (r > nearest)
     number = (number + 2 / (0.5 * nearest) * ((r > nearest) & (r < 1.5 * nearest))) * step
-    s, rows = _s(descriptor, r), np.stack([(_s(descriptor, r) - davg[0]) / dstd[0], _s(descriptor, r) / dstd[1]])
-    radial, angular = rows[:, :, None] * table.columns(s)
+    s = switched(descriptor, r)
+    rows = np.stack([(s - davg[0]) / dstd[0], s / dstd[1]])
+    radial, angular = rows[:, :, None] * table.columns(argument(descriptor, r))
     mean = product(number, radial) + sel / 3 * radial[-1]
     moment = np.sqrt(mean**2 + product(number, radial**2 + angular**2))
     along = np.gradient(radial, step, axis=0) ** 2 + np.gradient(angular, step, axis=0) ** 2
@@ -159,10 +141,10 @@ def _magnitudes(descriptor: SeE2A, pair: tuple[int, int], table: Table, r: Float
     return Magnitudes(moment, slope)
 
 
-def _operations(plan: Plan, descriptor: SeE2A) -> float:
+def _operations(plan: Plan, descriptor: Tabulated) -> float:
     """Multiplications and additions per atom that depend on the choice, with two thirds of the slots taken."""
     found = plan.products.weights.size * 4.0
-    for n, table in zip(descriptor.sel, plan.tables, strict=True):
+    for n, table in zip(expected_of(descriptor), plan.tables, strict=True):
         found += 70.0 * (2 / 3 * n) * table.coefficients.shape[2]
     return found if plan.mix is None else found + 16.0 * plan.mix.size
 
@@ -188,8 +170,23 @@ def skip_of(layer: Layer, dtype: Any) -> int:
 
 
 def layers_of(member: Potential, centre: int) -> list[Layer]:
-    """The layers of a fitting net, the linear last one as well."""
-    return [layer for layer in member.fitting.net_of(centre).children() if isinstance(layer, Layer)]
+    """The layers of a fitting net, the linear last one as well; it is all zeros for atoms without energy."""
+    layers = [layer for layer in member.fitting.net_of(centre).children() if isinstance(layer, Layer)]
+    layers[0] = without_types(descriptor_of(member), layers[0], centre)
+    if centre in member.absent:
+        layers[-1] = deepcopy(layers[-1])
+        for parameter in layers[-1].parameters():
+            torch.nn.init.zeros_(parameter)
+    return layers
+
+
+@torch.no_grad()
+def constant_of(member: Potential, centre: int) -> float:
+    """What is added to the last layer's product with its input, eV."""
+    if centre in member.absent:
+        return 0.0
+    constant = float(member.energy_bias[centre]) + float(layers_of(member, centre)[-1].bias)
+    return constant - float(member.fitting.vacuum(centre)) if centre in member.vacuum_removed else constant
 
 
 def rounded(n: int, multiple: int) -> int:

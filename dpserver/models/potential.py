@@ -1,6 +1,7 @@
 """The Deep Potential (Zhang, Han, Wang, Car and E, PRL 120, 143001, 2018): a sum of atomic energies.
 
-E = Σ_i [N_c(i)(D_i) + b_c(i)]      D_i the descriptor of atom i, N_c the fitting net of its species, b_c its bias
+E = Σ_i [N_c(i)(D_i) + b_c(i)]      D_i the descriptor of atom i, N_c the fitting net of its species, b_c its bias;
+                                    a table of pair energies may join in, see `pair_table`
 F_k = -dE/dx_k,   Ξ = -dE/dε        through the derivatives by the edge vectors r_ij
 """
 
@@ -8,25 +9,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dpserver import neighbors
 from dpserver.errors import ConfigError
-from dpserver.frames import Floats, ForceResult, Frames
+from dpserver.frames import ForceResult, Frames
+from dpserver.models.accelerated import Accelerated
+from dpserver.models.atomic import AtomicModel
 from dpserver.models.compilation import TABLE_ERROR, Compilation
-from dpserver.models.config import ModelConfig
+from dpserver.models.config import EnergyFittingConfig, ModelConfig
 from dpserver.models.descriptors import make_descriptor
 from dpserver.models.fitting import Fitting
 from dpserver.models.graph import Graph
-
-PRECISIONS = {
-    "double": (torch.float64, torch.float64),
-    "mixed": (torch.float64, torch.float32),
-    "single": (torch.float32, torch.float32),
-}
-"""Precision of the environment and of the networks; edge vectors come from and sums are made in float64 always."""
+from dpserver.models.no_descriptor import NoDescriptor
+from dpserver.models.pair_table import PairTable, Switch
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +57,7 @@ class Prediction:
         )
 
 
-class Potential(nn.Module):
+class Potential(AtomicModel):
     """A Deep Potential with random weights; `train` fits them and `load` brings trained ones.
 
     Args:
@@ -75,55 +71,64 @@ class Potential(nn.Module):
         template: symbol of each atom of the training structures, where all share one order, else None.
         min_distance: smallest distance seen in training of each pair of species, (n_species, n_species), Å; inf where
             the pair was never met.
+        table: pair energies beside the net or in its place; None where there are none.
+        absent: species whose atoms have no energy.
+        vacuum_removed: species whose atoms have only their bias in an empty environment (`atom_ener`).
+
+    Raises:
+        ConfigError: the fitting net is not one of energies.
     """
 
     energy_bias: Tensor
 
     def __init__(self, config: ModelConfig, *, seed: int = 0, precision: str = "double") -> None:
-        super().__init__()
+        super().__init__(config)
+        if not isinstance(config.fitting_net, EnergyFittingConfig):
+            raise ConfigError(f"fitting_net.type: a potential needs ener, got {config.fitting_net.type}")
         generator = torch.Generator().manual_seed(seed)
-        self.config = config
-        self.species = tuple(config.type_map)
-        self.template: tuple[str, ...] | None = None
-        self.min_distance: Floats = np.full((len(self.species), len(self.species)), np.inf)
         self.descriptor = make_descriptor(config, generator)
-        self.rcut = self.descriptor.rcut
-        self.fitting = Fitting(config.fitting_net, self.descriptor.n_features, len(self.species), generator)
+        self.rcut = config.rcut
+        self.fitting = Fitting(
+            config.fitting_net,
+            self.descriptor.n_features,
+            0 if isinstance(self.descriptor, NoDescriptor) else len(self.species),
+            generator,
+            is_shared=config.descriptor.embeds_types,
+        )
+        self.fitting.freeze()
+        self.absent = tuple(sorted(set(config.atom_exclude_types)))
+        self.vacuum_removed = _vacuum_removed(config.fitting_net, len(self.species))
         self.register_buffer("energy_bias", torch.zeros(len(self.species), dtype=torch.float64))
+        self.table = _make_table(config)
         self._compilation: Compilation | None = None
         self.set_precision(precision)
 
-    def set_precision(self, precision: str) -> None:
-        """Choose the precision of environment and networks; statistics and sums stay in float64.
-
-        Raises:
-            ConfigError: the name is unknown.
-        """
-        if precision not in PRECISIONS:
-            raise ConfigError(f"precision {precision!r} is unknown; expected one of {', '.join(PRECISIONS)}")
-        self.precision = precision
-        self.environment_dtype, self.network_dtype = PRECISIONS[precision]
-        for parameter in self.parameters():
-            parameter.data = parameter.data.to(self.network_dtype)
-
     @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.energy_bias.device
-
-    def graph(self, frames: Frames) -> Graph:
-        """Find the neighbours of a batch.
-
-        Raises:
-            StructureError: atoms overlap, or the density is absurd.
-        """
-        return Graph.build(frames, neighbors.build(frames, self.rcut), len(self.species), self.device)
+    def can_cut(self) -> bool:
+        """Whether a structure can be evaluated in parts, with ghosts, as it is over ranks."""
+        return not any(getattr(part, "has_ordered_atoms", False) for part in self.descriptor.modules())
 
     def atom_energies(self, graph: Graph, r_ij: Tensor) -> Tensor:
         """Energy of each atom, 0 for ghosts, (n_atoms,), float64, eV, from the edge vectors (n_edges, 3), Å."""
+        net = graph.by_atom(self._net_energies(graph, r_ij))
+        bias = graph.by_atom([b.expand(len(atoms)) for b, atoms in zip(self.energy_bias, graph.atoms, strict=True)])
+        energies = net + bias if self.table is None else self.table.join(graph, r_ij, net, bias)
+        absent = [graph.atoms[c] for c in self.absent]
+        return energies.index_fill(0, torch.cat(absent), 0.0) if absent else energies
+
+    def _net_energies(self, graph: Graph, r_ij: Tensor) -> list[Tensor]:
+        """What the nets say of the atoms of each species, (n,), float64, eV."""
+        if not len(self.fitting):
+            return [r_ij.new_zeros(len(atoms)) for atoms in graph.atoms]
+        if self.descriptor.rcut < self.rcut:
+            graph, edges = graph.within(self.descriptor.rcut)
+            r_ij = r_ij.index_select(0, edges)
         outputs = self.fitting(graph, self.descriptor(graph, r_ij.to(self.environment_dtype)))
-        energies = [output.squeeze(-1).double() + bias for output, bias in zip(outputs, self.energy_bias, strict=True)]
-        return graph.by_atom(energies)
+        for c in self.vacuum_removed:
+            parameters = self.fitting.parameters_of(graph)
+            mine = None if parameters is None else parameters[graph.atoms[c]]
+            outputs[c] = outputs[c] - self.fitting.vacuum(c, mine)
+        return [output.squeeze(-1).double() for output in outputs]
 
     def forward(self, graph: Graph, *, is_training: bool = False) -> Prediction:
         """Predict energies, and by differentiation forces and virials.
@@ -162,6 +167,10 @@ class Potential(nn.Module):
         """
         self._compilation = Compilation([self], threads, table_error)
 
+    def compiled(self) -> list[Accelerated | None]:
+        """The kernels that evaluate, one for each group of members; None where the reference does."""
+        return [None] if self._compilation is None else [compiled for _, compiled in self._compilation.groups()]
+
     def warm_up(self) -> None:
         """Make now what the first evaluation would have to."""
         if self._compilation is not None:
@@ -181,10 +190,35 @@ class Potential(nn.Module):
         """
         if self._compilation is None:
             return self.reference(frames)
+        self.fitting.check(frames)
         return self._compilation.evaluate(frames)[0]
 
     def reference(self, frames: Frames) -> ForceResult:
         """Energies, forces and virials of a batch by torch and its automatic differentiation; see `evaluate`."""
-        frames.check(len(self.species))
+        self.check(frames)
         prediction: Prediction = self(self.graph(frames))
         return prediction.to_result(frames)
+
+
+def _make_table(config: ModelConfig) -> PairTable | None:
+    """The table of pair energies that a model has, if any; its numbers are not known yet.
+
+    Raises:
+        ConfigError: its file has not been read.
+    """
+    if config.use_srtab is not None:
+        raise ConfigError(
+            f"use_srtab is the file {config.use_srtab}; a model needs the table, as `dpserver train` reads it"
+        )
+    if config.pair_table is None:
+        return None
+    unseen = frozenset(pair for a, b in config.pair_exclude_types for pair in ((a, b), (b, a)))
+    switch = None
+    if config.sw_rmin is not None and config.sw_rmax is not None:
+        switch = Switch(config.smin_alpha, config.sw_rmin, config.sw_rmax, config.srtab_add_bias)
+    return PairTable(config.pair_table, len(config.type_map), switch, unseen)
+
+
+def _vacuum_removed(config: EnergyFittingConfig, n_species: int) -> tuple[int, ...]:
+    """The species that have an energy in vacuum."""
+    return tuple(c for c in range(n_species) if config.given_energies and config.given_energies[c] is not None)

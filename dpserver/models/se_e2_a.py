@@ -29,6 +29,11 @@ class SeE2A(SmoothDescriptor[SeE2AConfig]):
         """Size of D."""
         return self.config.neuron[-1] * self.config.axis_neuron
 
+    @property
+    def n_channels(self) -> int:
+        """Number of directions beside D."""
+        return self.config.neuron[-1]
+
     def _describe(self, graph: Graph, environment: Tensor, centre: int) -> Description:
         """The descriptors of the atoms of one species; their directions are (R̃ᵀ G)ᵀ without its row of s."""
         moments = [self._moment(graph, environment, centre, k) for k in range(self.n_species)]

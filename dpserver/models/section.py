@@ -27,6 +27,8 @@ PositiveFloat = Annotated[float, Strict(), Field(gt=0)]
 NonNegativeFloat = Annotated[float, Strict(), Field(ge=0)]
 Table = Mapping[str, Any]
 
+UNSPOKEN_TAG: Final = "none"
+"""The `type` of a section that only finished models have."""
 UNSUPPORTED: Final = object()
 """In a `fixed` table: no value of this key is supported."""
 
@@ -44,6 +46,8 @@ class Section(BaseModel):
         fixed: keys of DeePMD-kit that have one value dpserver can honour, and that value (or `UNSUPPORTED`).
         inert: keys of DeePMD-kit that are accepted and change nothing here.
         hints: keys that belong elsewhere, and where.
+        unspoken: fields that only finished models have; no message points to them.
+        advice: what to write for required keys that are missing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -52,6 +56,8 @@ class Section(BaseModel):
     fixed: ClassVar[Table] = {}
     inert: ClassVar[frozenset[str]] = frozenset()
     hints: ClassVar[Table] = {}
+    unspoken: ClassVar[frozenset[str]] = frozenset()
+    advice: ClassVar[Table] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -78,7 +84,7 @@ class Section(BaseModel):
     def known_keys(cls) -> list[str]:
         """Every key that may be written in this section, aliases included."""
         return [
-            *cls.model_fields,
+            *(name for name in cls.model_fields if name not in cls.unspoken),
             *cls.aliases,
             *(k for k, v in cls.fixed.items() if v is not UNSUPPORTED),
             *sorted(cls.inert),
@@ -124,9 +130,11 @@ def _describe(root: type[Section], path: str, error: dict[str, Any]) -> str:
     if kind == "extra_forbidden":
         return f"{key}: unknown key; {_nearest(root, owner, path, names)}"
     if kind == "missing":
-        return f"{key}: this key is required"
+        advice = owner.advice.get(str(names[-1]), "")
+        return f"{key}: this key is required{advice and ', '}{advice}"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        tags = context.get("expected_tags", "se_e2_a, se_e2_r, loc_frame")
+        tags = context.get("expected_tags", "se_e2_a, se_e2_r, se_e3, se_atten, se_atten_v2, loc_frame, hybrid")
+        tags = tags.replace(f", '{UNSPOKEN_TAG}'", "")
         return f"{key}.type: supported are {tags}; {_shown_type(got)}"
     message = str(context.get("error", error["msg"]))
     return f"{key}: {message[:1].lower()}{message[1:]}, got {_shown(got)}"
@@ -143,6 +151,9 @@ def _locate(root: type[Section], loc: tuple[int | str, ...]) -> tuple[list[int |
     owner, candidates = root, [root]
     names: list[int | str] = []
     for part in loc:
+        if isinstance(part, int):
+            names.append(part)
+            continue
         if len(candidates) > 1:
             candidates = [c for c in candidates if part in typing.get_args(c.model_fields["type"].annotation)]
             continue
@@ -161,7 +172,7 @@ def _sections(annotation: Any) -> list[type[Section]]:
     """The section classes an annotation allows."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, Annotated):
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, Annotated, tuple):
         return [section for arg in typing.get_args(annotation) for section in _sections(arg)]
     return []
 
@@ -189,7 +200,9 @@ def _all_keys(section: type[Section], path: str) -> Iterator[tuple[str, str]]:
     for key in section.known_keys():
         yield key, _dotted(path, [section.aliases.get(key, key)])
     for key, annotation in _fields(section):
-        for child in _sections(annotation):
+        if key in section.unspoken:
+            continue
+        for child in () if typing.get_origin(annotation) is tuple else _sections(annotation):
             yield from _all_keys(child, _dotted(path, [key]))
 
 

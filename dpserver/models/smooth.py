@@ -10,7 +10,7 @@ r ≥ rcut, and nothing is padded.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Final, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from dpserver.models.config import SmoothConfig
 from dpserver.models.description import Description
 from dpserver.models.graph import Block, Graph
 from dpserver.models.networks import embedding_net
+
+ABSENT_DEVIATION: Final = 0.1
+"""Of the environment of species that training data do not have, 1/Å."""
 
 Config = TypeVar("Config", bound=SmoothConfig)
 
@@ -39,7 +42,7 @@ class SmoothDescriptor(nn.Module, Generic[Config]):
         dstd: standard deviation, (n_species, n_columns), float64.
         excluded: (centre, neighbour) of the pairs of `exclude_types`; such neighbours take slots, and add nothing.
         silent: those of them whose empty slots add nothing either.
-        unseen: (centre, neighbour) of the pairs whose slots stay empty.
+        unseen: (centre, neighbour) of the pairs whose slots stay empty, those of neighbours without slots among them.
     """
 
     n_columns: ClassVar[int]
@@ -62,18 +65,37 @@ class SmoothDescriptor(nn.Module, Generic[Config]):
         self.excluded = _both_ways(config.exclude_types)
         keeps_slots = config.type_one_side if config.keeps_excluded_slots is None else config.keeps_excluded_slots
         self.silent = set() if keeps_slots else self.excluded
-        self.unseen = _both_ways(unseen)
+        self.unseen = _both_ways(unseen) | self._pairs_without_slots()
         self.register_buffer("davg", torch.zeros(n_species, self.n_columns, dtype=torch.float64))
         self.register_buffer("dstd", torch.ones(n_species, self.n_columns, dtype=torch.float64))
-        n_nets = n_species if config.type_one_side else n_species**2
-        self.embedding = nn.ModuleList(
-            embedding_net(config.neuron, config.activation_function, config.resnet_dt, generator) for _ in range(n_nets)
-        )
+        self.embedding = self._make_embedding(generator)
 
     @property
     def n_features(self) -> int:
         """Size of D."""
         raise NotImplementedError
+
+    @property
+    def n_channels(self) -> int:
+        """Number of directions beside D; none unless a descriptor says otherwise."""
+        return 0
+
+    def _pairs_without_slots(self) -> set[tuple[int, int]]:
+        """(centre, neighbour) of the pairs whose neighbours have no slots."""
+        return {(c, k) for c in range(self.n_species) for k in range(self.n_species) if not self.sel[k]}
+
+    @property
+    def sees_beyond(self) -> bool:
+        """Whether a neighbour beyond the cutoff that takes a slot, as in a hybrid, differs from an empty slot."""
+        return False
+
+    def _make_embedding(self, generator: torch.Generator) -> nn.ModuleList:
+        """The embedding nets, with random weights."""
+        config, n_species = self.config, self.n_species
+        return nn.ModuleList(
+            embedding_net(config.neuron, config.activation_function, config.resnet_dt, generator)
+            for _ in range(n_species if config.type_one_side else n_species**2)
+        )
 
     def forward(self, graph: Graph, r_ij: Tensor) -> list[Description]:
         """Describe the atoms of each species.
@@ -93,18 +115,22 @@ class SmoothDescriptor(nn.Module, Generic[Config]):
 
     def environment(self, r_ij: Tensor) -> Tensor:
         """R̃ before normalisation, (n_edges, n_columns), 1/Å."""
-        rcut, rcut_smth, protection = self.rcut, self.config.rcut_smth, self.config.env_protection
         r = torch.linalg.vector_norm(r_ij, dim=-1, keepdim=True)
-        u = ((r - rcut_smth) / (rcut - rcut_smth)).clamp(0.0, 1.0)
-        w = u**3 * (-6 * u**2 + 15 * u - 10) + 1
-        s = w / (r + protection)
-        return s if self.davg.shape[1] == 1 else torch.cat([s, s * r_ij / (r + protection)], dim=-1)
+        protected = r + self.config.env_protection
+        s = self.switch(r) / protected
+        return s if self.davg.shape[1] == 1 else torch.cat([s, s * r_ij / protected], dim=-1)
+
+    def switch(self, r: Tensor) -> Tensor:
+        """w(r), from 1 below rcut_smth to 0 at rcut."""
+        u = ((r - self.config.rcut_smth) / (self.rcut - self.config.rcut_smth)).clamp(0.0, 1.0)
+        return u**3 * (-6 * u**2 + 15 * u - 10) + 1
 
     @torch.no_grad()
     def fit_normalisation(self, graphs: Iterable[Graph], protect: float) -> None:
         """Set davg and dstd to the moments of R̃ over all slots of `sel`, empty ones included.
 
-        As in DeePMD-kit the mean of the angular components is taken as zero, and their three share one deviation.
+        As in DeePMD-kit the mean of the angular components is taken as zero in davg, their three share one deviation,
+        excluded neighbours count as empty slots do, and a species that does not occur has deviations of 0.1.
 
         Args:
             graphs: representative batches.
@@ -115,17 +141,18 @@ class SmoothDescriptor(nn.Module, Generic[Config]):
         for graph in graphs:
             rows = self.environment(graph.vectors())
             for centre, atoms in enumerate(graph.atoms):
-                seen = [k for k in range(self.n_species) if (centre, k) not in self.unseen]
+                seen = [k for k in range(self.n_species) if (centre, k) not in self.unseen | self.excluded]
                 mine = torch.cat([rows[:0], *(rows[graph.blocks[centre, k].edges] for k in seen)])
                 sums[centre] += mine.sum(dim=0)
                 squares[centre] += (mine**2).sum(dim=0)
                 slots[centre] += len(atoms) * sum(self.sel)
         mean, square = sums / slots.clamp(min=1), squares / slots.clamp(min=1)
-        radial = (square[:, :1] - mean[:, :1] ** 2).clamp(min=0).sqrt()
-        angular = square[:, 1:].mean(dim=1, keepdim=True).sqrt().expand(-1, self.davg.shape[1] - 1)
-        self.dstd.copy_(torch.cat([radial, angular], dim=1).clamp(min=protect))
+        radial = (square[:, 0] - mean[:, 0] ** 2).clamp(min=0).sqrt()
+        angular = (square[:, 1:].mean(dim=1) - mean[:, 1:].mean(dim=1) ** 2).clamp(min=0).sqrt()
+        deviations = torch.stack([radial, *[angular] * (self.n_columns - 1)], dim=1).clamp(min=protect)
+        self.dstd.copy_(torch.where(slots > 0, deviations, ABSENT_DEVIATION))
         if not self.config.set_davg_zero:
-            self.davg.copy_(torch.cat([mean[:, :1], torch.zeros_like(angular)], dim=1))
+            self.davg.copy_(torch.cat([mean[:, :1], torch.zeros_like(mean[:, 1:])], dim=1))
 
     def _describe(self, graph: Graph, environment: Tensor, centre: int) -> Description:
         """The descriptors of the atoms of one species."""
@@ -149,7 +176,11 @@ class SmoothDescriptor(nn.Module, Generic[Config]):
                 f"{atom} has {block.segments.width} neighbours of type {neighbour} within {self.rcut} Å, but the model "
                 f"was made for at most {self.sel[neighbour]} (sel); check the density, or train with a larger sel"
             )
-        return self.sel[neighbour] - block.segments.counts
+        taken = block.segments.counts
+        if (centre, neighbour) in self.excluded and block.further is not None:
+            # As in DeePMD-kit's hybrids, where an excluded neighbour takes a slot as far as the longest cutoff reaches.
+            taken = (taken + block.further).clamp(max=self.sel[neighbour])
+        return self.sel[neighbour] - taken
 
 
 def _both_ways(pairs: Iterable[tuple[int, int]]) -> set[tuple[int, int]]:

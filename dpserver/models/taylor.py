@@ -13,18 +13,22 @@ from torch import Tensor
 from dpserver.models.networks import Activation, Layer
 
 
-def derivatives(layers: Iterable[Layer], x: Tensor) -> list[Tensor]:
+def derivatives(layers: Iterable[Layer], x: Tensor, beside: Tensor | None = None) -> list[Tensor]:
     """Value and first three derivatives of a net by its input.
 
     Args:
-        layers: of the net, the first with one input.
-        x: (n,), float64.
+        layers: of the net.
+        x: its first input, (n,), float64.
+        beside: further inputs, which are constant, (m,), float64; None where there are none.
 
     Returns:
         Four tensors, (n, n_out), float64.
     """
-    ones, zeros = torch.ones_like(x)[:, None], torch.zeros_like(x)[:, None]
-    y = [x[:, None], ones, zeros, zeros]
+    others = x.new_zeros(0) if beside is None else beside
+    n_in = 1 + len(others)
+    zeros, slope = x.new_zeros(len(x), n_in), x.new_zeros(len(x), n_in)
+    slope[:, 0] = 1
+    y = [torch.cat([x[:, None], others.expand(len(x), -1)], dim=1), slope, zeros, zeros]
     for layer in layers:
         weight, bias = layer.weight.detach().double(), layer.bias.detach().double()
         z = [part @ weight for part in y]

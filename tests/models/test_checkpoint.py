@@ -269,3 +269,13 @@ def test_committees_that_do_not_fit_are_refused(members):
         checkpoint.write(members[0].with_name("w.pt"), {**whole, "members": found})
         with pytest.raises(ModelFileError, match=message):
             dpserver.load(members[0].with_name("w.pt"))
+
+
+def test_a_file_that_grows_when_it_is_unpacked_is_refused(file):
+    with zipfile.ZipFile(file) as old:
+        entries = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as new:
+        for name, data in entries.items():
+            new.writestr(name, data)
+    with pytest.raises(ModelFileError, match=r"is not a dpserver model file: its entry .*data\.pkl is compressed"):
+        checkpoint.load(file)

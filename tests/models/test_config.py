@@ -63,6 +63,7 @@ def test_defaults_are_deepmd_kits() -> None:
         "precision": "default",
         "set_davg_zero": False,
         "env_protection": 0.0,
+        "trainable": True,
         "seed": None,
     }
     assert model.fitting_net.model_dump() == {
@@ -71,8 +72,13 @@ def test_defaults_are_deepmd_kits() -> None:
         "activation_function": "tanh",
         "resnet_dt": True,
         "skips_only_equal": False,
+        "numb_fparam": 0,
+        "numb_aparam": 0,
+        "default_fparam": None,
+        "trainable": True,
         "precision": "default",
         "rcond": None,
+        "atom_ener": (),
         "seed": None,
     }
     assert model.data_stat_nbatch == 10
@@ -146,15 +152,16 @@ def test_refuses_sel(sel: object) -> None:
         ("descriptor.rcutt", 3.0, "model.descriptor.rcutt: unknown key; did you mean model.descriptor.rcut?"),
         ("rcut_smth", 3.0, "model.rcut_smth: unknown key; did you mean model.descriptor.rcut_smth?"),
         ("rcut", 3.0, "model.rcut: unknown key; did you mean model.descriptor.rcut?"),
-        ("fitting_net.zzz", 1, "model.fitting_net.zzz: unknown key; known here are type, neuron"),
+        ("fitting_net.zzz", 1, "model.fitting_net.zzz: unknown key; known here are neuron, "),
         (
             "descriptor.type",
-            "se_e3",
-            "model.descriptor.type: supported are 'se_e2_a', 'se_e2_r', 'loc_frame'; got \"se_e3\"",
+            "dpa2",
+            "model.descriptor.type: supported are 'se_e2_a', 'se_e2_r', 'se_e3', 'se_atten', 'se_atten_v2', "
+            "'loc_frame', 'hybrid'; got \"dpa2\"",
         ),
         ("descriptor", {"sel": [1, 2]}, "model.descriptor.type: supported are"),
         ("descriptor", 3, "model.descriptor: "),
-        ("fitting_net.type", "dipole", "model.fitting_net.type: input should be 'ener', got \"dipole\""),
+        ("fitting_net.type", "dos", "model.fitting_net.type: supported are 'ener', 'dipole', 'polar'; got \"dos\""),
         ("descriptor.rcut", "6", 'model.descriptor.rcut: input should be a valid number, got "6"'),
         ("descriptor.rcut", True, "model.descriptor.rcut: input should be a valid number, got true"),
         ("descriptor.rcut", float("nan"), "model.descriptor.rcut: input should be"),
@@ -169,16 +176,18 @@ def test_refuses_sel(sel: object) -> None:
         ("descriptor.exclude_types", [[0, 2]], "model.descriptor.exclude_types: types go from 0 to 1, got [0, 2]"),
         ("descriptor.rcut_smth", 6.0, "model.descriptor.rcut_smth: must be smaller than rcut = 6.0, got 6.0"),
         ("descriptor.axis_neuron", 41, "model.descriptor.axis_neuron: must not exceed the last width of neuron, 40"),
-        (
-            "descriptor.trainable",
-            False,
-            "model.descriptor.trainable: false is not supported by dpserver; supported: true",
-        ),
-        ("fitting_net.trainable", [True, False], "model.fitting_net.trainable: [true, false] is not supported"),
-        ("fitting_net.numb_fparam", 2, "model.fitting_net.numb_fparam: 2 is not supported by dpserver; supported: 0"),
-        ("fitting_net.atom_ener", [0.0], "model.fitting_net.atom_ener: [0.0] is not supported"),
+        ("descriptor.trainable", 1, "model.descriptor.trainable: input should be a valid boolean"),
+        ("fitting_net.trainable", [True, False], "model.fitting_net.trainable: needs one entry for each layer of"),
+        ("fitting_net.default_fparam", [1.0], "model.fitting_net.default_fparam: needs numb_fparam = 0 numbers, got 1"),
+        ("fitting_net.numb_fparam", -1, "model.fitting_net.numb_fparam: input should be greater than or equal to 0"),
+        ("fitting_net.atom_ener", [0.0], "model.fitting_net.atom_ener: needs one energy, or null, for each type of"),
+        ("fitting_net.dim_case_embd", 2, "model.fitting_net.dim_case_embd: 2 is not supported by dpserver"),
+        ("fitting_net.use_aparam_as_mask", True, "model.fitting_net.use_aparam_as_mask: true is not supported"),
+        ("fitting_net", {"type": "polar", "scale": [1.0] * 3}, "model.fitting_net.scale: needs one number, or one for"),
+        ("fitting_net", {"type": "dipole", "sel_type": [2]}, "model.fitting_net.sel_type: must name some types from"),
+        ("fitting_net", {"type": "dipole", "pol_type": [0]}, "model.fitting_net.pol_type: unknown key"),
         ("fitting_net.layer_name", ["a"], "model.fitting_net.layer_name: dpserver does not support this key"),
-        ("spin", {}, "model.spin: dpserver does not support this key"),
+        ("spin", {}, "model.spin: spin is not supported; train such a model with DeePMD-kit"),
         ("type_map", ["H", "H"], "model.type_map: names a species twice: ['H', 'H']"),
         ("type_map", [], "model.type_map: "),
         ("type_map", "OH", 'model.type_map: input should be a valid tuple, got "OH"'),
@@ -211,7 +220,8 @@ def test_refuses_in_loc_frame(key: str, value: object, expected: str) -> None:
 
 def test_missing_keys() -> None:
     assert message({"descriptor": {"type": "loc_frame"}}) == (
-        "model.type_map: this key is required; model.descriptor.sel_a: this key is required; "
+        "model.type_map: this key is required, the species in the order of the data's type numbers, as in "
+        '["O", "H"]; model.descriptor.sel_a: this key is required; '
         "model.descriptor.sel_r: this key is required; model.descriptor.axis_rule: this key is required"
     )
 

@@ -21,8 +21,8 @@ from tests.tolerances import DIFFERENCES
 RCUT = 4.0
 
 
-def make(*, fitting: dict[str, Any] | None = None, **descriptor: Any) -> Potential:
-    """A small model of water with random weights."""
+def make(*, fitting: dict[str, Any] | None = None, frames: Frames | None = None, **descriptor: Any) -> Potential:
+    """A small model of water with random weights, and forces of about 1 eV/Å in these frames."""
     net = {"neuron": [10, 10], "resnet_dt": True, **(fitting or {})}
     shape = {"sel": [20, 40], "rcut": RCUT, "rcut_smth": 0.5, "neuron": [4, 8, 8], "axis_neuron": 3, **descriptor}
     model = {
@@ -38,7 +38,7 @@ def make(*, fitting: dict[str, Any] | None = None, **descriptor: Any) -> Potenti
     for name, weights in potential.named_parameters():
         if name.endswith("timestep"):
             torch.nn.init.uniform_(weights, 0.5, 1.0, generator=torch.Generator().manual_seed(22))
-    return scaled(potential, every_cell())
+    return scaled(potential, every_cell() if frames is None else frames)
 
 
 def every_cell() -> Frames:

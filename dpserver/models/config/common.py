@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field
@@ -14,6 +15,21 @@ NetPrecision = Literal["default", "float32", "float64"]
 ACTIVATIONS: Final = (
     "tanh", "relu", "relu6", "softplus", "sigmoid", "gelu", "gelu_tf", "silu", "silut", "custom_silu", "linear", "none",
 )  # fmt: skip
+
+DESCRIPTOR_ALIASES: Final = {
+    "se_a": "se_e2_a",
+    "se_r": "se_e2_r",
+    "dpa1": "se_atten",
+    **dict.fromkeys(("se_at", "se_a_3be", "se_t"), "se_e3"),
+}
+"""Other names of descriptors."""
+
+
+def descriptor_name(value: Any) -> Any:
+    """The section of a descriptor, with its own name in place of an alias."""
+    if isinstance(value, Mapping) and value.get("type") in DESCRIPTOR_ALIASES:
+        return {**value, "type": DESCRIPTOR_ALIASES[value["type"]]}
+    return value
 
 
 def _activation(value: Any) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dpserver.models.section import Count, PositiveFloat, Section, complain
+from dpserver.models.config.descriptor import DescriptorSection
+from dpserver.models.section import Count, PositiveFloat, complain
 
 
-class LocFrameConfig(Section):
+class LocFrameConfig(DescriptorSection):
     """The local-frame descriptor of the 2018 Deep Potential paper, DeePMD-kit's loc_frame.
 
     Attributes:

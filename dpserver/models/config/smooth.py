@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
 from dpserver.models.config.common import Activation, NetPrecision, Seed, Sel, TypePairs, Widths, check_pairs
-from dpserver.models.section import Bool, NonNegativeFloat, Positive, PositiveFloat, Section, Table, complain
+from dpserver.models.config.descriptor import DescriptorSection, NeighbourCounts, auto_sel
+from dpserver.models.section import Bool, NonNegativeFloat, Positive, PositiveFloat, Table, complain
 
 
-class SmoothConfig(Section):
+class SmoothConfig(DescriptorSection):
     """What the smooth descriptors have in common.
 
     Attributes:
@@ -27,10 +29,9 @@ class SmoothConfig(Section):
         precision: DeePMD-kit's name of the net's precision; see `OptionsConfig.precision` for what governs.
         set_davg_zero: keep the mean of the environment matrix at 0.
         env_protection: added to r in the environment matrix, Å.
+        trainable: whether the embedding nets are trained.
         seed: accepted; `training.seed` seeds all weights.
     """
-
-    fixed: ClassVar[Table] = {"trainable": True}
 
     sel: Sel = "auto"
     rcut: PositiveFloat = 6.0
@@ -44,6 +45,7 @@ class SmoothConfig(Section):
     precision: NetPrecision = "default"
     set_davg_zero: Bool = False
     env_protection: NonNegativeFloat = 0.0
+    trainable: Bool = True
     seed: Seed = None
 
     @model_validator(mode="after")
@@ -51,6 +53,24 @@ class SmoothConfig(Section):
         if self.rcut_smth >= self.rcut:
             raise complain("rcut_smth", f"must be smaller than rcut = {self.rcut}, got {self.rcut_smth}")
         return self
+
+    def resolved(self, counts: Mapping[float, NeighbourCounts]) -> Self:
+        """The section with one number for each species in place of `sel: auto`."""
+        if not isinstance(self.sel, str):
+            return self
+        return self.model_copy(update={"sel": auto_sel(self.sel, counts[self.rcut].by_species)})
+
+    def too_many(self, counts: Mapping[float, NeighbourCounts], species: Sequence[str]) -> str | None:
+        """What to say of data whose atoms have more neighbours of a species than `sel`, unless that is 0."""
+        if isinstance(self.sel, str):
+            return None
+        for k, (held, found) in enumerate(zip(self.sel, counts[self.rcut].by_species, strict=True)):
+            if held and found > held:
+                return (
+                    f"descriptor.sel[{k}] is {held}, but an atom of the data has {found} neighbours of {species[k]} "
+                    f"within {self.rcut} Å"
+                )
+        return None
 
     def check_types(self, n_types: int) -> None:
         """Raise where a list does not fit the number of types."""

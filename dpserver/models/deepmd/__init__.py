@@ -8,17 +8,19 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from dpserver.errors import ModelFileError
 from dpserver.models.deepmd.exporter import save
-from dpserver.models.deepmd.importer import potential_of
+from dpserver.models.deepmd.importer import model_of
 from dpserver.models.deepmd.neutral import read_hdf5, read_yaml
 from dpserver.models.deepmd.pytorch import read_checkpoint, read_frozen
 from dpserver.models.deepmd.tensorflow import read_graph
 from dpserver.models.deepmd.tree import Tree
 from dpserver.models.potential import Potential
+from dpserver.models.tensors import TensorModel
 
 __all__ = ["load", "load_with_origin", "read", "recognises", "save"]
 
@@ -33,13 +35,15 @@ _SUFFIXES: Final = {".dp": "dp", ".hlo": "dp", ".yaml": "yaml", ".yml": "yaml", 
 _HDF5: Final = b"\x89HDF"
 _ZIP: Final = b"PK"
 _PEEK: Final = 64 << 20
+_TOO_DEEP: Final = "its tree is nested too deeply for a model"
 
 
-def load(path: str | Path) -> Potential:
+def load(path: str | Path, head: str | None = None) -> Potential:
     """Make a potential of a model file of DeePMD-kit's.
 
     Args:
         path: `.dp`, `.yaml`, `.pth`, `.pt` or `.pb`.
+        head: which of its models, where a checkpoint holds several.
 
     Returns:
         The potential, on the CPU. Its `template` is not known; `min_distance` is the same for all pairs where the file
@@ -49,20 +53,29 @@ def load(path: str | Path) -> Potential:
         ModelFileError: no such model, damaged, hostile, or of a kind that is not supported.
         ConfigError: a package is missing that this kind of file needs.
     """
-    return load_with_origin(path)[0]
+    model = load_with_origin(path, head)[0]
+    if not isinstance(model, Potential):
+        raise ModelFileError(f"{path} is a model of the kind {model.kind}, expected one of energies")
+    return model
 
 
-def load_with_origin(path: str | Path) -> tuple[Potential, str]:
-    """Make a potential of a model file, see `load`, and tell what wrote the file, as `DeePMD-kit 3.2.0 (PyTorch)`."""
-    tree = read(path)
+def load_with_origin(path: str | Path, head: str | None = None) -> tuple[Potential | TensorModel, str]:
+    """Make a model of any kind of a file, see `load`, and tell what wrote it, as `DeePMD-kit 3.2.0 (PyTorch)`."""
+    tree = read(path, head)
     try:
-        return potential_of(tree), _origin(tree)
+        return model_of(tree), _origin(tree)
     except ModelFileError as error:
         raise ModelFileError(f"{path} cannot be imported: {_printable(error)}") from None
+    except RecursionError:
+        raise ModelFileError(f"{path} cannot be imported: {_TOO_DEEP}") from None
 
 
-def read(path: str | Path) -> Tree:
+def read(path: str | Path, head: str | None = None) -> Tree:
     """Read DeePMD-kit's tree of a model file: nested dicts and lists, with arrays below keys `@variables`.
+
+    Args:
+        path: of the file.
+        head: which of its models, where a checkpoint holds several.
 
     Raises:
         ModelFileError: no model of DeePMD-kit's, damaged or hostile.
@@ -75,10 +88,16 @@ def read(path: str | Path) -> Tree:
     if kind is None:
         raise ModelFileError(f"{path} is no model of DeePMD-kit; expected a .dp, .yaml, .pth, .pt or .pb file of it")
     name, reader = _READERS[kind]
+    if head is not None:
+        if kind != "pt":
+            raise ModelFileError(f"{path} is {name}, which holds a single model; leave out --head {head}")
+        reader = partial(read_checkpoint, head=head)
     try:
         return reader(path)
     except ModelFileError as error:
         raise ModelFileError(f"{path} cannot be imported as {name} of DeePMD-kit's: {_printable(error)}") from None
+    except RecursionError:
+        raise ModelFileError(f"{path} cannot be imported as {name} of DeePMD-kit's: {_TOO_DEEP}") from None
 
 
 def _printable(error: ModelFileError) -> str:

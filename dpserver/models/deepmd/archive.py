@@ -47,6 +47,8 @@ _DTYPES: Final = {
     "ByteStorage": "<u1",
     "BoolStorage": "?",
 }
+_IS_DATA: Final = re.compile(r"(^|/)(data\.pkl|data/[^/]*)$")
+"""Entries of an archive that are read: the pickle and the numbers."""
 _LISTS: Final = frozenset(f"build_{kind}list" for kind in ("int", "double", "bool", "tensor"))
 
 
@@ -150,12 +152,23 @@ class Module:
     """The frozen module of an archive.
 
     Attributes:
-        attributes: those of the module itself that are no tensors and no modules.
+        attributes: those of the module itself that are no tensors and no modules, and numbers of its `atomic_model`.
         tensors: all tensors, by dotted path.
     """
 
     attributes: dict[str, Any]
     tensors: dict[str, Array]
+
+
+def check_stored(archive: zipfile.ZipFile) -> None:
+    """Refuse an archive whose pickle or numbers are compressed: torch writes none, and a small one takes all memory.
+
+    Raises:
+        ModelFileError: an entry is compressed.
+    """
+    for entry in archive.infolist():
+        if entry.compress_type != zipfile.ZIP_STORED and _IS_DATA.search(entry.filename):
+            raise ModelFileError(f"its entry {entry.filename} is compressed, which PyTorch does not do; it is not read")
 
 
 def read_archive(path: Path, is_wanted: re.Pattern[str]) -> Module:
@@ -174,6 +187,7 @@ def read_archive(path: Path, is_wanted: re.Pattern[str]) -> Module:
             pickles = [name for name in names if re.fullmatch(r"[^/]+/data\.pkl", name)]
             if len(pickles) != 1 or len(set(names)) != len(names):
                 raise ModelFileError("it is a zip file, but no archive of TorchScript: it has no data.pkl of its own")
+            check_stored(archive)
             folder = pickles[0].removesuffix("data.pkl")
             if archive.getinfo(pickles[0]).file_size > _MAX_PICKLE:
                 raise ModelFileError(f"its data.pkl is larger than {_MAX_PICKLE >> 20} MiB; no model needs as much")
@@ -186,6 +200,9 @@ def read_archive(path: Path, is_wanted: re.Pattern[str]) -> Module:
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, KeyError) as error:
         raise ModelFileError(f"it is cut short or damaged: {error}; copy it again") from None
     plain = {k: v for k, v in top.attributes.items() if isinstance(v, str | int | float | list | tuple)}
+    inner = top.attributes.get("atomic_model")
+    if isinstance(inner, Record):
+        plain |= {f"atomic_model.{k}": v for k, v in inner.attributes.items() if isinstance(v, float)}
     return Module(plain, arrays)
 
 

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from torch import nn
 
 from dpserver.errors import ConfigError, ModelFileError
+from dpserver.frames import Ints
 from dpserver.models.deepmd.graphdef import Constants
 from dpserver.models.deepmd.tree import Array, Budget, Tree
+
+
+class Place(NamedTuple):
+    """A section of a descriptor in a tree, how it is written, and its dotted place."""
+
+    section: Tree
+    form: Form
+    where: str
 
 
 class Form(ABC):
@@ -21,12 +30,35 @@ class Form(ABC):
         theirs: its name in a tree.
         names: those it has in inputs.
         keys: entries of its section that are read; another one that is set is refused.
+        ours_only: keys of its configuration that DeePMD-kit's inputs do not know.
     """
 
     ours: ClassVar[str]
     theirs: ClassVar[str]
     names: ClassVar[tuple[str, ...]]
     keys: ClassVar[frozenset[str]]
+    ours_only: ClassVar[frozenset[str]] = frozenset({"keeps_excluded_slots"})
+
+    def places(self, section: Tree, where: str) -> list[Place]:
+        """The sections that a section of a tree consists of: itself, and those of its parts.
+
+        Raises:
+            ModelFileError: a part is missing or not supported.
+        """
+        return [Place(section, self, where)]
+
+    def embeds_types(self, section: Tree) -> bool:
+        """Whether a descriptor tells the type of its atom, so that one fitting net serves all types."""
+        return False
+
+    def given(self, config: Tree, precision: str) -> Tree:
+        """The section `descriptor` of an input for DeePMD-kit.
+
+        Args:
+            config: the section `descriptor` of our configuration, complete.
+            precision: of the nets, by DeePMD-kit's name.
+        """
+        return {**{key: value for key, value in config.items() if key not in self.ours_only}, "precision": precision}
 
     @abstractmethod
     def config(self, section: Tree, types: list[str]) -> Tree:
@@ -81,6 +113,14 @@ class Form(ABC):
         Raises:
             ModelFileError: something is missing.
         """
+
+    def columns(self, given: Tree) -> Ints | None:
+        """Where the features of ours are in a TensorFlow graph, in the order of ours; None where they are alike.
+
+        Args:
+            given: the section `descriptor` of the input.
+        """
+        return None
 
     def of_constants(self, given: Tree, constants: Constants, n_types: int) -> Tree:
         """The section of a tree, from what the TensorFlow backend stores.

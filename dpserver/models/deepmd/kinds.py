@@ -6,35 +6,39 @@ from collections.abc import Mapping
 from typing import Final
 
 from dpserver.errors import ModelFileError
+from dpserver.models.deepmd.atten_form import SeAttenForm, SeAttenV2Form
 from dpserver.models.deepmd.forms import Form, cannot_dump
+from dpserver.models.deepmd.hybrid_form import HybridForm
+from dpserver.models.deepmd.loc_frame_form import LocFrameForm
+from dpserver.models.deepmd.se_e3_form import SeE3Form
 from dpserver.models.deepmd.tree import Tree, get, is_unset, shown
 from dpserver.models.deepmd.two_body import SeE2AForm, SeE2RForm
 
-_FORMS: Final[tuple[Form, ...]] = (SeE2AForm(), SeE2RForm())
+_FORMS: Final[tuple[Form, ...]] = (
+    SeE2AForm(),
+    SeE2RForm(),
+    SeE3Form(),
+    LocFrameForm(),
+    SeAttenForm(),
+    SeAttenV2Form(),
+    HybridForm(lambda section, where: form_of(section, where), lambda name: form_of_input(name)),
+)
 """The descriptors that are supported."""
 _NAMES: Final = {
-    "dpa1": "DPA-1",
-    "se_atten": "DPA-1 (se_atten)",
-    "se_atten_v2": "DPA-1 (se_atten_v2)",
     "dpa2": "DPA-2",
     "dpa3": "DPA-3",
     "dpa4": "DPA-4",
     "sezm": "DPA-4 (SeZM)",
     "spin_ener": "spin",
-    "pairtab": "pair table",
-    "zbl": "ZBL interpolation",
-    "linear_ener": "linear combination",
 }
-_ADVICE: Final = (
-    f"dpserver reads energy models with the descriptors {', '.join(form.ours for form in _FORMS)}; serve this one with "
-    "DeePMD-kit's own `dp_ipi`"
-)
+_READ: Final = f"dpserver reads energy models with the descriptors {', '.join(form.ours for form in _FORMS)}"
+_ADVICE: Final = f"{_READ}; where DeePMD-kit is installed, `dpserver --backend deepmd` serves this one through it"
 _MAX_TYPES: Final = 500
+_FITTINGS: Final = ("ener", "dipole", "polar")
 _REFUSED: Final = {
     "spin": "a spin model",
     "modifier": "a model with a modifier (dplr: long-range electrostatics)",
     "type_embedding": "a model with type embedding outside of the descriptor",
-    "use_srtab": "a model with a table of pair potentials (use_srtab)",
 }
 
 
@@ -53,6 +57,14 @@ def form_of(section: Tree, where: str = "model.descriptor") -> Form:
         if name in form.names:
             return form
     raise ModelFileError(f"its descriptor is {_NAMES.get(name, name)}, not supported; {_ADVICE}")
+
+
+def embeds_types(section: Tree) -> bool:
+    """Whether a section of an input is that of a descriptor with embedded types; False where it is not known."""
+    try:
+        return form_of(section).embeds_types(section)
+    except ModelFileError:
+        return False
 
 
 def form_of_input(descriptor_type: str) -> Form:
@@ -83,19 +95,22 @@ def check_kind(model: object) -> Form:
         raise ModelFileError(f"its model is of type {type(model).__name__}, expected a section")
     for key, name in _REFUSED.items():
         if not is_unset(model.get(key)):
-            raise ModelFileError(f"it is {name}, which is not supported; {_ADVICE}")
+            raise ModelFileError(f"it is {name}, which is not supported; {_READ if key == 'spin' else _ADVICE}")
     if not is_unset(model.get("compress")):
         raise ModelFileError(
-            "it is a compressed model; import the uncompressed one it was made from (the input of `dp compress`)"
+            "it is a compressed model, with tables in place of its embedding nets; import the uncompressed one it was "
+            "made from (the input of `dp compress`), or let an installed DeePMD-kit serve it with --backend deepmd"
         )
     kind = str(model.get("type", "standard")).lower()
     if kind != "standard":
-        raise ModelFileError(f"it is a {_NAMES.get(kind, kind)} model, which is not supported; {_ADVICE}")
+        advice = _READ if "spin" in kind else _ADVICE
+        raise ModelFileError(f"it is a {_NAMES.get(kind, kind)} model, which is not supported; {advice}")
     form = form_of(get(dict(model), "descriptor", dict, "model"))
     fitting = model.get("fitting", model.get("fitting_net", {}))
     fitted = fitting.get("type", "ener") if isinstance(fitting, Mapping) else None
-    if fitted != "ener":
-        raise ModelFileError(f"its fitting is {shown(fitted)}, which is not supported; {_ADVICE}")
+    if fitted not in _FITTINGS:
+        supported = ", ".join(_FITTINGS)
+        raise ModelFileError(f"its fitting is {shown(fitted)}, which is not supported; supported are {supported}")
     return form
 
 

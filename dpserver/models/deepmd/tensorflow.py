@@ -9,19 +9,15 @@ connections only between hidden layers of one width.
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
 from dpserver.errors import ModelFileError
+from dpserver.models.deepmd import pair_tables, stored_fittings
 from dpserver.models.deepmd.graphdef import Constants, numbers, read_constants
-from dpserver.models.deepmd.kinds import check_kind, read_types
-from dpserver.models.deepmd.nets import VARIABLES, Layers, collection_of_layers
-from dpserver.models.deepmd.tree import Tree, get, get_or, get_section
-
-_FITTING: Final = re.compile(r"(?:layer_(\d+)|final_layer)_type_(\d+)/(matrix|bias|idt)")
+from dpserver.models.deepmd.kinds import check_kind, embeds_types, read_types
+from dpserver.models.deepmd.tree import Tree, get, get_or, get_section, is_unset
 
 
 def read_graph(path: Path) -> Tree:
@@ -43,15 +39,29 @@ def read_graph(path: Path) -> Tree:
     except (ValueError, RecursionError):
         raise ModelFileError("its train_attr/training_script is no JSON") from None
     parameters = get(given, "model", dict, "training_script")
-    form = check_kind(parameters)
-    _check_graph(constants, given)
+    section = get_section(parameters, "descriptor", "model")
+    is_embedded = embeds_types(section)
+    form = check_kind({k: v for k, v in parameters.items() if k != "type_embedding"} if is_embedded else parameters)
+    fitting = get_section(parameters, "fitting_net", "model")
+    kind = get_or(fitting, "type", "ener", "model.fitting_net")
+    _check_graph(constants, given, kind, is_embedded)
     model: Tree = dict(parameters)
     types = read_types(model)
-    model["descriptor"] = form.of_constants(get(model, "descriptor", dict, "model"), constants, len(types))
-    model["fitting"] = _fitting(constants, get_section(model, "fitting_net", "model"), len(types))
+    if is_embedded:
+        section = {**section, "_type_map": types, "_type_embedding": model.pop("type_embedding", None)}
+        if not is_unset(fitting.get("atom_ener")):
+            raise ModelFileError("its atom_ener with embedded types is not supported")
+    model["descriptor"] = form.of_constants(section, constants, len(types))
+    columns = form.columns(parameters["descriptor"])
+    model["fitting"] = stored_fittings.of_constants(fitting, constants, len(types), columns, is_shared=is_embedded)
     out_bias = numbers(constants, "model_attr/model_attr/t_out_bias", "model_attr/t_out_bias")
     model["atom_exclude_types"] = model["pair_exclude_types"] = []  # no part of a graph
-    model["@variables"] = {} if out_bias is None else {"out_bias": out_bias}
+    if kind != "ener":
+        selected = stored_fittings.selected_of(fitting, len(types))
+        model["atom_exclude_types"] = [c for c in range(len(types)) if c not in selected]
+    model["@variables"] = {} if out_bias is None or kind != "ener" else {"out_bias": out_bias}
+    if pair_tables.kind_of(parameters) is not None:
+        model = pair_tables.of_constants(parameters, constants, model)
     distance = numbers(constants, "train_attr/min_nbor_dist")
     return {
         "backend": "TensorFlow",
@@ -61,37 +71,25 @@ def read_graph(path: Path) -> Tree:
     }
 
 
-def _check_graph(constants: Constants, given: Tree) -> None:
-    """Refuse what the constants of a graph tell besides its input."""
-    kind = constants.get("model_attr/model_type", b"ener")
-    if kind != b"ener":
-        raise ModelFileError(f"it is a model of type {kind!r}, expected 'ener'")
+def _check_graph(constants: Constants, given: Tree, kind: str, is_embedded: bool) -> None:
+    """Refuse what the constants of a graph tell besides its input, and a kind other than that of the input."""
+    found = constants.get("model_attr/model_type", b"ener")
+    if found != kind.encode():
+        raise ModelFileError(f"it is a model of type {found!r}, expected {kind!r}")
     if any(name.startswith(("modifier_attr/", "dipole_charge/", "spin_attr/")) for name in constants):
         raise ModelFileError("it is a model with a modifier (dplr) or spin, which is not supported")
-    if any(name.startswith(("type_embed_net", "attention_layer")) for name in constants):
+    if not is_embedded and any(name.startswith(("type_embed_net", "attention_layer")) for name in constants):
         raise ModelFileError("it is a model with type embedding or attention, which is not supported")
+    if kind == "polar" and "training" not in given:
+        raise ModelFileError(
+            "it was converted from another backend, and its graph lacks the scale and the shift of the "
+            "polarizabilities; import the file it was made from"
+        )
     if isinstance(given.get("training"), dict) and given["training"].get("mixed_precision"):
         raise ModelFileError("it was trained with mixed_precision, whose numbers cannot be repeated")
     spread = numbers(constants, "model_attr/model_attr/t_out_std", "model_attr/t_out_std")
-    if spread is not None and not np.all(spread == 1):
+    if kind == "ener" and spread is not None and not np.all(spread == 1):
         raise ModelFileError(
             "it was converted from a PyTorch model, and its graph multiplies the energies by their spread (out_std), "
             "so that they are wrong; import the .pth, .pt or .dp file it was made from"
         )
-
-
-def _fitting(constants: Constants, given: Tree, n_types: int) -> Tree:
-    nets: list[Layers] = [{} for _ in range(n_types)]
-    n_hidden = len(get_or(given, "neuron", [120, 120, 120], "model.fitting_net"))
-    for name, value in constants.items():
-        if match := _FITTING.fullmatch(name):
-            layer, owner = n_hidden if match[1] is None else int(match[1]), int(match[2])
-            if owner >= n_types or (match[1] is not None and layer >= n_hidden):
-                raise ModelFileError(f"its graph has the constant {name}, which its training_script has no place for")
-            nets[owner].setdefault(layer, {})[VARIABLES[match[3]]] = value
-    for net in nets:
-        for k, found in net.items():
-            found["resnet"] = 0 < k < n_hidden and len(set(np.shape(found.get("w", 0)))) == 1
-    bias = numbers(constants, "fitting_attr/t_bias_atom_e")
-    variables = {"bias_atom_e": np.zeros(n_types) if bias is None else bias}
-    return {**given, "nets": collection_of_layers(nets, 1), "@variables": variables}

@@ -118,12 +118,7 @@ class _TwoBody(Form):
 
     def of_constants(self, given: Tree, constants: Constants, n_types: int) -> Tree:
         """The section of a tree, from what the TensorFlow backend stores."""
-        sel, original = (numbers(constants, f"descrpt_attr/{name}") for name in ("sel", "original_sel"))
-        if sel is not None and original is not None and not np.array_equal(sel, original):
-            raise ModelFileError(
-                f"its sel was changed after training, from {original.tolist()} to {sel.tolist()}, which is not "
-                "supported"
-            )
+        environment = environment_of_constants(given, constants, self.n_columns)
         is_one_side = given.get("type_one_side", False) is True
         nets = _embeddings(constants, is_one_side, n_types)
         if not any(nets):
@@ -137,21 +132,12 @@ class _TwoBody(Form):
             places = both_ways(excluded)
             pairs = [divmod(k, n_types) for k in range(n_types**2)]
             is_one_side, nets = False, [{} if pair in places else nets[pair[0]] for pair in pairs]
-        moments = {}
-        for name, constant in (("davg", "t_avg"), ("dstd", "t_std")):
-            value = numbers(constants, f"descrpt_attr/{constant}")
-            if value is None or value.ndim != 2 or value.shape[1] % self.n_columns:
-                raise ModelFileError(f"its graph has no descrpt_attr/{constant} of the expected shape")
-            moments[name] = value.reshape(len(value), -1, self.n_columns)
-        cutoffs = {key: float(np.float32(get(given, key, float, "model.descriptor"))) for key in ("rcut", "rcut_smth")}
         return {
             **given,
-            **cutoffs,
+            **environment,
             "type": self.theirs,
             "type_one_side": is_one_side,
-            "sel": given.get("sel") if sel is None else sel.tolist(),
             "embeddings": collection_of_layers(nets, 1 if is_one_side else 2),
-            "@variables": moments,
         }
 
     def _is_one_side(self, given: Tree) -> bool:
@@ -231,6 +217,37 @@ def dumped_moments(davg: Tensor, dstd: Tensor, n_slots: int) -> Tree:
     return {
         name: np.repeat(moment.cpu().numpy()[:, None, :], n_slots, axis=1)
         for name, moment in (("davg", davg), ("dstd", dstd))
+    }
+
+
+def environment_of_constants(given: Tree, constants: Constants, n_columns: int) -> Tree:
+    """What a graph says of the environment matrix: cutoffs in the float32 of its operators, `sel`, normalisation.
+
+    Args:
+        given: the section `descriptor` of the input.
+        constants: of the graph.
+        n_columns: of the environment matrix.
+
+    Raises:
+        ModelFileError: something is missing, or `sel` was changed after training.
+    """
+    sel, original = (numbers(constants, f"descrpt_attr/{name}") for name in ("sel", "original_sel"))
+    if sel is not None and original is not None and not np.array_equal(sel, original):
+        raise ModelFileError(
+            f"its sel was changed after training, from {original.tolist()} to {sel.tolist()}, which is not supported"
+        )
+    moments = {}
+    for name, constant in (("davg", "t_avg"), ("dstd", "t_std")):
+        value = numbers(constants, f"descrpt_attr/{constant}")
+        if value is None or value.ndim != 2 or value.shape[1] % n_columns:
+            raise ModelFileError(f"its graph has no descrpt_attr/{constant} of the expected shape")
+        moments[name] = value.reshape(len(value), -1, n_columns)
+    rcut, rcut_smth = (np.float32(get(given, key, float, "model.descriptor")) for key in ("rcut", "rcut_smth"))
+    return {
+        "rcut": float(rcut_smth) + float(rcut - rcut_smth),  # whose difference is rounded, too
+        "rcut_smth": float(rcut_smth),
+        "sel": given.get("sel") if sel is None else sel.tolist(),
+        "@variables": moments,
     }
 
 

@@ -6,6 +6,9 @@ the graphs but their constants.
 """
 
 import copy
+import json
+import shutil
+import subprocess
 import sys
 import tempfile
 import zipfile
@@ -14,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).parent
+WHOLE_GRAPH = Path(tempfile.gettempdir()) / "e.pb"  # which DeePMD-kit needs to answer
 NET = {"neuron": [7, 7], "seed": 2}
 SMOOTH = {"sel": [16, 24], "rcut": 4.0, "rcut_smth": 0.75, "neuron": [3, 6], "seed": 1, "precision": "float64"}
 MODELS = {
@@ -28,6 +32,20 @@ MODELS = {
         "fitting_net": {**NET, "resnet_dt": False},
     },
 }
+ATTENTION = {**SMOOTH, "sel": 40, "rcut": 3.9, "axis_neuron": 2, "attn": 4, "tebd_dim": 3, "set_davg_zero": False}
+EMBEDDED = {
+    "t": {
+        "type_map": ["O", "H"],
+        "descriptor": {"type": "se_atten", "attn_layer": 2, "smooth_type_embedding": True, **ATTENTION},
+        "fitting_net": NET,
+    },
+    "v": {
+        "type_map": ["H", "O"],
+        "descriptor": {"type": "se_atten_v2", "attn_layer": 0, "use_econf_tebd": True, **ATTENTION},
+        "fitting_net": NET,
+    },
+}
+"""Models with embedded types, which are stored without `.yaml` and `.pb`."""
 
 
 def random_model(parameters: dict):
@@ -37,7 +55,8 @@ def random_model(parameters: dict):
 
     model = get_model(copy.deepcopy(parameters))
     rng = np.random.default_rng(5)
-    block = getattr(model.atomic_model.descriptor, "sea", model.atomic_model.descriptor)
+    descriptor = model.atomic_model.descriptor
+    block = getattr(descriptor, "sea", getattr(descriptor, "se_atten", descriptor))
     shape = block.mean.shape
     mean, deviation = np.zeros((2, shape[2])), np.zeros((2, shape[2]))
     mean[:, 0], deviation[:, :1] = rng.uniform(0.02, 0.05, 2), rng.uniform(0.1, 0.2, (2, 1))
@@ -50,13 +69,13 @@ def random_model(parameters: dict):
 
 
 def write_torch() -> None:
-    """The `.pt`, `.pth`, `.dp` and `.yaml` files."""
+    """The `.pt`, `.pth`, `.dp` and most `.yaml` files."""
     import torch
     from deepmd.dpmodel.utils.serialization import save_dp_model
     from deepmd.pt.train.wrapper import ModelWrapper
     from deepmd.pt.utils.serialization import deserialize_to_file, serialize_from_file
 
-    for name, parameters in MODELS.items():
+    for name, parameters in {**MODELS, **EMBEDDED}.items():
         model = random_model(parameters)
         state = ModelWrapper(model, model_params=copy.deepcopy(parameters)).state_dict()
         torch.save({"model": state}, HERE / f"{name}.pt")
@@ -68,7 +87,19 @@ def write_torch() -> None:
                     if "/code/" not in entry.filename:
                         part.writestr(entry.filename, whole.read(entry))
         save_dp_model(str(HERE / f"{name}.dp"), copy.deepcopy(tree))
-        save_dp_model(str(HERE / f"{name}.yaml"), tree)
+        if name in MODELS:
+            save_dp_model(str(HERE / f"{name}.yaml"), tree)
+
+
+def write_multi_task() -> None:
+    """A checkpoint of both models, as training for several tasks writes it: `m.pt`."""
+    import torch
+    from deepmd.pt.train.wrapper import ModelWrapper
+
+    heads = {"first": MODELS["a"], "second": {**MODELS["r"], "model_branch_alias": ["radial"]}}
+    models = {head: random_model(parameters) for head, parameters in heads.items()}
+    state = ModelWrapper(models, model_params={"model_dict": copy.deepcopy(heads)}).state_dict()
+    torch.save({"model": state}, HERE / "m.pt")
 
 
 def write_tensorflow() -> None:
@@ -83,6 +114,43 @@ def write_tensorflow() -> None:
             graph = graph_pb2.GraphDef.FromString(Path(f"{folder}/{name}.pb").read_bytes())
         constants = [n for n in graph.node if n.op == "Const" and n.name.split("/")[0] != "gradients"]
         (HERE / f"{name}.pb").write_bytes(graph_pb2.GraphDef(node=constants).SerializeToString())
+
+
+def write_embedded_graph() -> None:
+    """A graph with embedded types, `e.pb`, from a training of two steps: nothing else makes one that can be read."""
+    from tensorflow.core.framework import graph_pb2
+
+    rng = np.random.default_rng(7)
+    descriptor = {key: value for key, value in ATTENTION.items() if key not in ("tebd_dim", "set_davg_zero")}
+    model = {
+        "type_map": ["O", "H"],
+        "type_embedding": {"neuron": [3, 6], "resnet_dt": True, "use_tebd_bias": True, "seed": 3},
+        "descriptor": {
+            "type": "se_atten",
+            "tebd_input_mode": "strip",
+            "attn_layer": 2,
+            "exclude_types": [[0, 0]],
+            **descriptor,
+        },
+        "fitting_net": NET,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data" / "set.000"
+        data.mkdir(parents=True)
+        np.save(data / "coord.npy", rng.uniform(0, 5, size=(2, 18)))
+        np.save(data / "box.npy", np.tile(5 * np.eye(3).ravel(), (2, 1)))
+        np.save(data / "energy.npy", np.array([-3.0, -2.0]))
+        np.save(data / "force.npy", rng.normal(size=(2, 18)))
+        (data.parent / "type.raw").write_text("0 0 1 1 1 1")
+        training = {"training_data": {"systems": ["data"]}, "numb_steps": 2, "save_freq": 2, "seed": 4}
+        values = {"model": model, "learning_rate": {"type": "exp", "start_lr": 1e-3}, "loss": {}, "training": training}
+        (Path(folder) / "in.json").write_text(json.dumps(values))
+        for arguments in (["train", "in.json"], ["freeze", "-o", "e.pb"]):
+            subprocess.run([Path(sys.executable).with_name("dp"), *arguments], cwd=folder, check=True)
+        shutil.copy(f"{folder}/e.pb", WHOLE_GRAPH)
+        graph = graph_pb2.GraphDef.FromString(Path(f"{folder}/e.pb").read_bytes())
+    constants = [n for n in graph.node if n.op == "Const" and n.name.split("/")[0] != "gradients"]
+    (HERE / "e.pb").write_bytes(graph_pb2.GraphDef(node=constants).SerializeToString())
 
 
 def write_answers() -> None:
@@ -100,13 +168,16 @@ def write_answers() -> None:
     ]
     positions[1] += np.array([2, -3, 1]) @ sheared
     types = [rng.permutation([0, 1, 1, 0, 1, 1][:n]) for n in counts]
-    for name in MODELS:
+    for name in (*MODELS, *EMBEDDED, "e"):
         with tempfile.TemporaryDirectory() as folder:
             from deepmd.dpmodel.utils.serialization import load_dp_model
             from deepmd.pt.utils.serialization import deserialize_to_file
 
-            deserialize_to_file(f"{folder}/{name}.pth", load_dp_model(str(HERE / f"{name}.dp")))
-            model = DeepPot(f"{folder}/{name}.pth")
+            if name == "e":
+                model = DeepPot(str(WHOLE_GRAPH))
+            else:
+                deserialize_to_file(f"{folder}/{name}.pth", load_dp_model(str(HERE / f"{name}.dp")))
+                model = DeepPot(f"{folder}/{name}.pth")
         found = []
         for x, t, cell in zip(positions, types, cells, strict=True):
             box = cell.reshape(1, 9) if cell.any() else None
@@ -126,6 +197,12 @@ def write_answers() -> None:
 
 
 if __name__ == "__main__":
-    steps = {"torch": write_torch, "tensorflow": write_tensorflow, "answers": write_answers}
+    steps = {
+        "torch": write_torch,
+        "multi-task": write_multi_task,
+        "tensorflow": write_tensorflow,
+        "embedded": write_embedded_graph,
+        "answers": write_answers,
+    }
     for step in sys.argv[1:] or steps:
         steps[step]()

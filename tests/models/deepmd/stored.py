@@ -11,6 +11,8 @@ from dpserver.frames import Floats, Frames
 FOLDER = Path(__file__).parents[2] / "data" / "deepmd"
 NAMES = ("a", "r")
 SUFFIXES = (".dp", ".yaml", ".pth", ".pt", ".pb")
+EMBEDDED = tuple(f"{name}{suffix}" for name in ("t", "v") for suffix in (".dp", ".pth", ".pt"))
+"""Files of models with embedded types."""
 
 
 def answers(name: str) -> tuple[Frames, dict[str, Floats]]:

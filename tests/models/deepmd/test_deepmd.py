@@ -99,6 +99,36 @@ def test_a_changed_byte_is_refused_or_does_no_harm(file: Path, tmp_path: Path) -
             assert all(np.isfinite(t.numpy()).all() for t in potential.state_dict().values())
 
 
+MULTI = stored.FOLDER / "m.pt"
+
+
+@pytest.mark.parametrize(("head", "name"), [("first", "a"), ("second", "r"), ("radial", "r")])
+def test_one_of_several_models(head: str, name: str) -> None:
+    found, expected = deepmd.load(MULTI, head), deepmd.load(stored.FOLDER / f"{name}.dp")
+    assert (found.species, found.config) == (expected.species, expected.config)
+    for key, tensor in expected.state_dict().items():
+        np.testing.assert_array_equal(found.state_dict()[key], tensor, err_msg=key)
+    assert checkpoint.read(MULTI, head)["training"]["from"] == f"m.pt, head {head}"
+
+
+def test_which_of_several_models_has_to_be_said() -> None:
+    several = "it holds several models: first, second, radial; "
+    with pytest.raises(ModelFileError, match=f"{several}take one with `dpserver import .*m.pt w.pt --head NAME`"):
+        checkpoint.load(MULTI)
+    with pytest.raises(ModelFileError, match=f"{several}there is no 'third' among them"):
+        deepmd.load(MULTI, "third")
+    with pytest.raises(ModelFileError, match="it holds a single model, and none of the name 'first'; leave out --head"):
+        deepmd.load(stored.FOLDER / "a.pt", "first")
+    with pytest.raises(ModelFileError, match="is an HDF5 model, which holds a single model; leave out --head first"):
+        checkpoint.read(stored.FOLDER / "a.dp", "first")
+
+
+def test_a_model_of_our_own_has_no_heads(tmp_path: Path) -> None:
+    checkpoint.write(tmp_path / "w.pt", checkpoint.read(stored.FOLDER / "a.dp"))
+    with pytest.raises(ModelFileError, match=r"w\.pt is no checkpoint of several models of DeePMD-kit's; leave out"):
+        checkpoint.read(tmp_path / "w.pt", "first")
+
+
 def test_what_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="does not exist"):
         deepmd.read(tmp_path / "none.dp")
@@ -143,8 +173,3 @@ def test_frame_by_frame_as_well(shared_dir: Path, model: str) -> None:
         forces = potential.evaluate(frames[k]).forces
         here = expected["f"][frames.frame_idx == k]
         np.testing.assert_allclose(forces, here, rtol=1e-10, atol=1e-11, err_msg=str(name))
-
-
-def test_a_model_of_another_kind_is_refused_by_name(shared_dir: Path) -> None:
-    with pytest.raises(ModelFileError, match=r"model\.dp cannot be imported: its descriptor is DPA-1, not supported"):
-        deepmd.load(shared_dir / "reference" / "dpa1" / "model.dp")

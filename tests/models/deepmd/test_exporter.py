@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -114,41 +112,3 @@ def test_what_deepmd_kit_has_no_place_for(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot write"):
         deepmd.save(tmp_path / "nowhere" / "m.dp", make())
     assert not list(tmp_path.iterdir())
-
-
-# --- with DeePMD-kit itself, where it is -----------------------------------------------------------------------------
-
-EVALUATE = """
-import sys
-import numpy as np
-from deepmd.entrypoints.convert_backend import convert_backend
-from deepmd.infer import DeepPot
-
-source, target, structure, answer = sys.argv[1:]
-convert_backend(INPUT=source, OUTPUT=target, atomic_virial=False)
-z = np.load(structure)
-e, f, v, ae = DeepPot(target).eval(z["positions"].reshape(1, -1), z["cell"].reshape(1, 9), z["types"], atomic=True)[:4]
-np.savez(answer, energy=e.ravel(), forces=f[0], virial=v.reshape(1, 3, 3), atom_energy=ae.ravel())
-"""
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".pb"])
-@pytest.mark.parametrize("descriptor", [{"type_one_side": False}, RADIAL], ids=["se_e2_a", "se_e2_r"])
-def test_deepmd_kit_answers_the_same(tmp_path: Path, suffix: str, descriptor: dict[str, Any]) -> None:
-    """DPSERVER_DEEPMD_PYTHON names a Python with DeePMD-kit and the backend of `suffix`."""
-    python = os.environ.get("DPSERVER_DEEPMD_PYTHON")
-    if python is None:
-        pytest.skip("DPSERVER_DEEPMD_PYTHON names no Python with DeePMD-kit")
-    potential, frame = make(**descriptor), structures.triclinic()
-    deepmd.save(tmp_path / "m.dp", potential)
-    np.savez(tmp_path / "frame.npz", positions=frame.positions, cell=frame.cell, types=frame.types)
-    names = [str(tmp_path / name) for name in ("m.dp", f"m{suffix}", "frame.npz", "answer.npz")]
-    done = subprocess.run([python, "-c", EVALUATE, *names], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    answer = np.load(tmp_path / "answer.npz")
-    for model in (potential, deepmd.load(tmp_path / f"m{suffix}")):
-        result = model.evaluate(frame)
-        for name in ("energy", "forces", "atom_energy"):
-            np.testing.assert_allclose(getattr(result, name), answer[name], rtol=0, atol=1e-11)
-        virial = (answer["virial"] + answer["virial"].transpose(0, 2, 1)) / 2
-        np.testing.assert_allclose(result.virial, virial, rtol=0, atol=1e-10)

@@ -50,19 +50,23 @@ W = "model.descriptor.embeddings.networks.1.layers.0.@variables.w"
     [
         ("model", None, "tree.model is of type NoneType, expected dict"),
         ("model.type", "spin_ener", "it is a spin model, which is not supported; dpserver reads energy models"),
-        ("model.type", "zbl", "it is a ZBL interpolation model"),
-        ("model.type", "linear_ener", "it is a linear combination model"),
+        ("model.type", "zbl", "its model lacks the entry 'models'"),
+        ("model.type", "linear_ener", "its model lacks the entry 'models'"),
+        ("model.type", "pairtab", "its model lacks the entry 'tab'"),
         ("model.type", "frozen", "it is a frozen model"),
-        ("model.descriptor.type", "dpa2", "its descriptor is DPA-2"),
-        ("model.descriptor.type", "dpa3", "its descriptor is DPA-3"),
-        ("model.descriptor.type", "hybrid", "its descriptor is hybrid"),
+        ("model.descriptor.type", "dpa2", "its descriptor is DPA-2, not supported; dpserver reads energy models"),
+        ("model.descriptor.type", "dpa3", "installed, `dpserver --backend deepmd` serves this one through it"),
+        ("model.descriptor.type", "hybrid", "its model.descriptor lacks the entry 'list'"),
         ("model.descriptor.type", 3, "model.descriptor.type is of type int, expected str"),
-        ("model.fitting.type", "dipole", "its fitting is 'dipole'"),
+        ("model.fitting.type", "dos", "its fitting is 'dos', which is not supported; supported are ener, dip"),
         ("model.modifier", {"type": "dipole_charge"}, "a model with a modifier (dplr"),
         ("model.spin", {"use_spin": [True]}, "it is a spin model"),
         ("model.descriptor.spin", [1.0], "its model.descriptor has spin = [1.0], which is not supported"),
-        ("model.fitting.numb_fparam", 2, "its model.fitting has numb_fparam = 2"),
-        ("model.fitting.numb_aparam", 1, "its model.fitting has numb_aparam = 1"),
+        ("model.fitting.numb_fparam", 2, "its model.fitting.nets.networks[0].layers[0].@variables.w has the shape"),
+        ("model.fitting.use_aparam_as_mask", True, "its model.fitting has use_aparam_as_mask = True"),
+        ("model.fitting.layer_name", ["a"], "its model.fitting has layer_name = ['a']"),
+        ("model.fitting.atom_ener", ["a"], "its model.fitting.atom_ener is ['a'], expected energies"),
+        ("model.fitting.dim_case_embd", 2, "its model.fitting.@variables.case_embd is of type NoneType"),
         ("model.descriptor.env_mat.use_exp_switch", True, "use_exp_switch"),
         ("model.descriptor.something_new", 1.5, "its model.descriptor has something_new = 1.5"),
         ("model.type_map", [], "model.type_map is no list of 1 to 500 names"),
@@ -102,7 +106,7 @@ W = "model.descriptor.embeddings.networks.1.layers.0.@variables.w"
             "relu",
             "networks[1].layers[0] has the activation function relu, its network tanh",
         ),
-        ("model.compress", {"type": "se_e2_a"}, "it is a compressed model; import the uncompressed one"),
+        ("model.compress", {"type": "se_e2_a"}, "with tables in place of its embedding nets; import the uncompressed"),
         ("model.fitting.@variables.bias_atom_e", np.zeros(3), "bias_atom_e has the shape [3], expected [2]"),
         ("model.@variables.out_bias", "x", "out_bias is of type str"),
         ("model.atom_exclude_types", [2], "model.atom_exclude_types is [2], expected types from 0 to 1"),
@@ -183,10 +187,12 @@ def test_excluded_atoms_have_no_energy() -> None:
 def test_the_energy_of_the_vacuum_is_taken_off() -> None:
     """With atom_ener the net of a type answers 0 to a descriptor of zeros."""
     potential = potential_of(tree())
-    net = potential.fitting[0]
-    zero = net(net[0].weight.new_zeros(1, potential.descriptor.n_features)).item()
-    bias = potential_of(changed("model.fitting.atom_ener", [1.0, None])).energy_bias
-    np.testing.assert_allclose(bias - potential.energy_bias, [-zero, 0], rtol=1e-12)
+    zero = [net(net[0].weight.new_zeros(1, potential.descriptor.n_features)).item() for net in potential.fitting]
+    frame, before = structures.molecule(), energies(potential)
+    for given, taken in (([1.0, None], [0]), ([None, 0.0], [1]), ([1.0], [0, 1])):
+        off = np.array([zero[t] if t in taken else 0.0 for t in frame.types])
+        after = energies(potential_of(changed("model.fitting.atom_ener", given)))
+        np.testing.assert_allclose(after, before - off, rtol=1e-12)
 
 
 def test_float32_weights_are_evaluated_in_double() -> None:
