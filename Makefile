@@ -7,15 +7,18 @@
 
 PYTHON ?=
 VENV   := .venv
+PEER   := .venv-peer
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test chaos bench lint format docs clean
+.PHONY: help demo test test-peers chaos bench gpu lint format docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo    path-integral water with i-PI; leaves demo/water.png'
 	@echo 'make test    lint and all tests'
+	@echo 'make test-peers  the tests beside DeePMD-kit; installs it into $(PEER), some GB'
 	@echo 'make chaos   long runs of faults and of the protocol, about twenty minutes; prints its seed'
+	@echo 'make gpu     compare and time the GPU path with the python3 of this machine, its torch and its CUDA; minutes'
 	@echo 'make bench   time the CPU path, a wave of beads and steps of i-PI; adds to benchmarks/results, half an hour'
 	@echo 'make lint    ruff, mypy and the layer contracts'
 	@echo 'make format  rewrite the sources as ruff wants them'
@@ -28,13 +31,22 @@ demo: $(VENV)/ready
 test: lint $(VENV)/ready-ipi
 	$(BIN)/pytest
 
+test-peers: $(VENV)/ready $(PEER)/ready
+	DPSERVER_PEER=$(PEER) $(BIN)/pytest -m peer tests/peers
+
 chaos: $(VENV)/ready
 	$(BIN)/pytest -m chaos tests/chaos
+
+gpu:
+	PYTHONPATH=. $(or $(PYTHON),python3) benchmarks/gpu.py
 
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/cpu.py
 	$(BIN)/python benchmarks/wave.py
 	$(BIN)/python benchmarks/serving.py
+	$(BIN)/mpiexec -n 2 $(BIN)/python benchmarks/ranks.py
+	$(BIN)/python benchmarks/large.py
+	$(BIN)/python benchmarks/scaling_model.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check
@@ -50,7 +62,7 @@ docs: $(VENV)/ready-docs
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) site demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(PEER) site demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	@set -eu; \
@@ -76,6 +88,16 @@ $(VENV)/ready-ipi: $(VENV)/ready tests/integration/ipi-versions.txt
 	    $(BIN)/python -m pip install --disable-pip-version-check --no-deps --target "$$folder" $$ipi $$others </dev/null \
 	    || { rm -rf "$$folder"; echo "note: $$ipi cannot be installed here; the tests with it are skipped" >&2; }; \
 	done
+	@touch $@
+
+# DeePMD-kit with both backends, and dpserver beside it. Its library of operators is built for one version of PyTorch and
+# stops it from loading another; without that file everything works but compressed models and LAMMPS with a .pth.
+$(PEER)/ready: $(VENV)/ready tests/peers/requirements.txt
+	$(BIN)/python -m venv --clear $(PEER)
+	$(PEER)/bin/python -m pip install --disable-pip-version-check -c constraints.txt torch
+	$(PEER)/bin/python -m pip install --disable-pip-version-check -r tests/peers/requirements.txt
+	rm -f $(PEER)/lib/python3*/site-packages/deepmd/lib/libdeepmd_op_pt.so
+	$(PEER)/bin/python -m pip install --disable-pip-version-check -e .
 	@touch $@
 
 $(VENV)/ready-docs: $(VENV)/ready

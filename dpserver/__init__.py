@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dpserver.frames import CommitteeResult, ForceResult, Frames
-    from dpserver.models.checkpoint import load
+    from dpserver.models.backends import load
     from dpserver.models.committee import Committee
     from dpserver.models.potential import Potential
 
@@ -27,7 +27,7 @@ _HOME = {
     "ForceResult": "dpserver.frames",
     "Frames": "dpserver.frames",
     "Potential": "dpserver.models.potential",
-    "load": "dpserver.models.checkpoint",
+    "load": "dpserver.models.backends",
 }
 
 

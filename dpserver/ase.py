@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ import ase
 import numpy as np
 from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
+from numpy.typing import ArrayLike
 
-from dpserver.errors import StructureError
+from dpserver.errors import ConfigError, StructureError
 from dpserver.frames import CommitteeResult, Frames, Ints
 from dpserver.models import checkpoint
 from dpserver.models.committee import Committee
+from dpserver.models.parameters import suited
 from dpserver.models.potential import Potential
+from dpserver.models.tensors import TensorModel
+from dpserver.parallel.pieces import Pieces
 
 
 class DPCalculator(Calculator):
@@ -32,26 +37,59 @@ class DPCalculator(Calculator):
         model: a model file, or a potential or a committee that is loaded already.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; for a model file.
         precision: `double`, `mixed` or `single`; for a model file, by default the one it was trained in.
+        fparam: parameters of the structure, for a model that takes such; `atoms.info["fparam"]` goes before it.
+        aparam: parameters of the atoms, for a model that takes such, (n_atoms, n_aparam); `atoms.arrays["aparam"]` and
+            `atoms.info["aparam"]` go before it.
+        dipole: a model of dipoles, or its file; with it there is the property `dipole`, in e Å.
 
     Attributes:
         potential: what evaluates.
+        dipole: evaluates the dipole, or None.
         committee: what the members said of the last structure, where the model is a committee, else None; `results`
             holds their mean.
 
     Raises:
         ModelFileError: the file cannot be used.
         DeviceError: the device does not exist.
-        ConfigError: the precision is unknown.
+        ConfigError: the precision is unknown, or the model of dipoles is none.
     """
 
-    implemented_properties: list[str] = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
+    implemented_properties: list[str] = [  # noqa: RUF012
+        "energy", "free_energy", "energies", "forces", "stress", "dipole",
+    ]  # fmt: skip
 
     def __init__(
-        self, model: str | Path | Potential | Committee, device: str = "auto", precision: str | None = None
+        self,
+        model: str | Path | Potential | Committee,
+        device: str = "auto",
+        precision: str | None = None,
+        *,
+        fparam: ArrayLike | None = None,
+        aparam: ArrayLike | None = None,
+        dipole: str | Path | TensorModel | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.dipole = checkpoint.load_tensor(dipole, device, precision) if isinstance(dipole, str | Path) else dipole
+        if self.dipole is not None and self.dipole.kind != "dipole":
+            raise ConfigError(f"the model given for the dipole is one of the kind {self.dipole.kind}")
+        self._given = fparam, aparam
         self.potential = checkpoint.load(model, device, precision) if isinstance(model, str | Path) else model
         self.committee: CommitteeResult | None = None
+        self._model = Pieces(self.potential)
+
+    def check_state(self, atoms: ase.Atoms, tol: float = 1e-15) -> list[str]:
+        """What has changed since the last calculation, by name; parameters too."""
+        changes: list[str] = super().check_state(atoms, tol)  # type: ignore[no-untyped-call]
+        if self.atoms is None:
+            return changes
+        pairs = zip(("fparam", "aparam"), self._parameters(atoms), self._parameters(self.atoms), strict=True)
+        return changes + [name for name, new, old in pairs if not np.array_equal(new, old)]
+
+    def _parameters(self, atoms: ase.Atoms) -> tuple[Any, Any]:
+        """`fparam` and `aparam` of a structure: its own, or those given to the calculator."""
+        fparam, aparam = self._given
+        own = atoms.arrays.get("aparam", atoms.info.get("aparam"))
+        return atoms.info.get("fparam", fparam), aparam if own is None else own
 
     def calculate(
         self,
@@ -73,8 +111,9 @@ class DPCalculator(Calculator):
 
     def _evaluate(self, atoms: ase.Atoms) -> dict[str, Any]:
         types = species_types(atoms, self.potential.species)
-        cell = np.where(atoms.pbc[:, None], atoms.cell.array, 0.0)
-        result = self.potential.evaluate(Frames.single(atoms.positions, types, cell, atoms.pbc.tolist()))
+        cell, parameters = np.where(atoms.pbc[:, None], atoms.cell.array, 0.0), self._parameters(atoms)
+        frames = Frames.single(atoms.positions, types, cell, atoms.pbc.tolist(), *parameters)
+        result = self._model.evaluate(frames)
         self.committee = result.committee
         energy = float(result.energy[0])
         results = {
@@ -85,6 +124,9 @@ class DPCalculator(Calculator):
         }
         if atoms.pbc.all():
             results["stress"] = full_3x3_to_voigt_6_stress(-result.virial[0] / atoms.get_volume())
+        if self.dipole is not None:
+            seen = replace(frames, types=species_types(atoms, self.dipole.species))
+            results["dipole"] = self.dipole.evaluate(suited(seen, self.dipole)).total[0]
         return results
 
 

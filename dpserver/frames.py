@@ -33,6 +33,8 @@ class Frames:
             another part of the structure. None where there are none.
         fparam: parameters of each frame for models that take such, (n_frames, n_fparam), float64.
         aparam: parameters of each atom, (n_atoms, n_aparam), float64.
+        names: number by which messages are to call each atom, that in the structure it is a part of, (n_atoms,), int64;
+            None is its place in its frame.
     """
 
     positions: Floats
@@ -43,6 +45,7 @@ class Frames:
     is_ghost: Bools | None = None
     fparam: Floats | None = None
     aparam: Floats | None = None
+    names: Ints | None = None
 
     @property
     def n_atoms(self) -> int:
@@ -71,6 +74,8 @@ class Frames:
         types: ArrayLike,
         cell: ArrayLike | None = None,
         pbc: bool | Sequence[bool] | None = None,
+        fparam: ArrayLike | None = None,
+        aparam: ArrayLike | None = None,
     ) -> Frames:
         """Make a batch of one structure.
 
@@ -79,6 +84,8 @@ class Frames:
             types: species indices, (n_atoms,).
             cell: (3, 3) with lattice vectors as rows, Å; None or zeros means an open system.
             pbc: periodic directions; by default all three with a cell and none without.
+            fparam: parameters of the structure, for models that take such, (n_fparam,).
+            aparam: parameters of its atoms, (n_atoms, n_aparam), or (n_atoms,) for one of each.
 
         Raises:
             StructureError: shapes do not fit, types are no indices, or a periodic direction has no lattice vector.
@@ -93,7 +100,12 @@ class Frames:
         if h.shape != (3, 3):
             raise StructureError(f"cell must have shape (3, 3), got {h.shape}")
         p = np.broadcast_to(np.asarray(bool(h.any()) if pbc is None else pbc, dtype=bool), (3,)).copy()
-        return cls(x, t, h[None], p[None], np.zeros(len(x), dtype=np.int64))
+        f = None if fparam is None else np.ascontiguousarray(fparam, dtype=np.float64).reshape(1, -1)
+        a = None if aparam is None else np.ascontiguousarray(aparam, dtype=np.float64)
+        if a is not None and (a.ndim not in (1, 2) or len(a) != len(x)):
+            raise StructureError(f"aparam must have shape ({len(x)}, n_aparam) to match the positions, got {a.shape}")
+        a = None if a is None else a.reshape(len(x), -1)
+        return cls(x, t, h[None], p[None], np.zeros(len(x), dtype=np.int64), fparam=f, aparam=a)
 
     @classmethod
     def concatenate(cls, batches: Iterable[Frames]) -> Frames:
@@ -117,6 +129,7 @@ class Frames:
             _joined_ghosts(parts),
             _joined([p.fparam for p in parts], "fparam"),
             _joined([p.aparam for p in parts], "aparam"),
+            _joined_names(parts),
         )
 
     def __getitem__(self, frame: int) -> Frames:
@@ -142,6 +155,7 @@ class Frames:
             None if self.is_ghost is None else self.is_ghost[lo:hi],
             None if self.fparam is None else self.fparam[start:stop],
             None if self.aparam is None else self.aparam[lo:hi],
+            None if self.names is None else self.names[lo:hi],
         )
 
     def __iter__(self) -> Iterator[Frames]:
@@ -183,6 +197,14 @@ def _joined_ghosts(parts: Sequence[Frames]) -> Bools | None:
     if all(p.is_ghost is None for p in parts):
         return None
     return np.concatenate([np.zeros(p.n_atoms, dtype=bool) if p.is_ghost is None else p.is_ghost for p in parts])
+
+
+def _joined_names(parts: Sequence[Frames]) -> Ints | None:
+    """What messages call the atoms of a batch; where a part does not say, their places in their frames."""
+    if all(p.names is None for p in parts):
+        return None
+    places = [np.arange(p.n_atoms) - p.offsets[p.frame_idx] for p in parts]
+    return np.concatenate([place if p.names is None else p.names for p, place in zip(parts, places, strict=True)])
 
 
 def _joined(parts: Sequence[Floats | None], name: str) -> Floats | None:
@@ -269,6 +291,57 @@ class CommitteeResult:
 
 
 @dataclass(frozen=True, eq=False)
+class TensorValues:
+    """Dipoles or polarizabilities of a batch, in the units of the data that the model was trained with.
+
+    Attributes:
+        total: (n_frames, 3) or (n_frames, 3, 3), float64.
+        atoms: what each atom adds, (n_atoms, 3) or (n_atoms, 3, 3), float64.
+        born_charges: dμ_b/dx_a of each atom, (n_atoms, 3, 3) with a before b, float64, in e where dipoles are in e Å;
+            None where they were not asked for.
+    """
+
+    total: Floats
+    atoms: Floats
+    born_charges: Floats | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Responses:
+    """What other models say of a batch beside its forces; None where there is no such model.
+
+    Attributes:
+        dipole: (n_frames, 3), float64, e Å.
+        polar: polarizability, (n_frames, 3, 3), float64, Å³.
+        born_charges: dμ_b/dx_a of each atom, (n_atoms, 3, 3) with a before b, float64, e.
+    """
+
+    dipole: Floats | None = None
+    polar: Floats | None = None
+    born_charges: Floats | None = None
+
+    def part(self, frames: slice, atoms: slice) -> Responses:
+        """Some frames, and the atoms that are theirs; the arrays are views."""
+        return Responses(
+            None if self.dipole is None else self.dipole[frames],
+            None if self.polar is None else self.polar[frames],
+            None if self.born_charges is None else self.born_charges[atoms],
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Responses]) -> Responses:
+        """Join those of consecutive batches, which come of the same models."""
+
+        def joined(values: Sequence[Floats | None]) -> Floats | None:
+            given = [v for v in values if v is not None]
+            return np.concatenate(given) if given else None
+
+        return cls(
+            joined([p.dipole for p in parts]), joined([p.polar for p in parts]), joined([p.born_charges for p in parts])
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class ForceResult:
     """Energies, forces and virials of a batch.
 
@@ -279,6 +352,7 @@ class ForceResult:
         atom_energy: (n_atoms,), float64, eV.
         frame_idx: frame of each atom, ascending, (n_atoms,), int64.
         committee: what the members say whose mean this is; None where a single model answered.
+        responses: what other models say of the same frames; None where there are none.
     """
 
     energy: Floats
@@ -287,6 +361,7 @@ class ForceResult:
     atom_energy: Floats
     frame_idx: Ints
     committee: CommitteeResult | None = None
+    responses: Responses | None = None
 
     def __getitem__(self, frame: int) -> ForceResult:
         """The result of one frame; its arrays are views."""
@@ -308,6 +383,7 @@ class ForceResult:
             self.atom_energy[atoms],
             self.frame_idx[atoms] - frames.start,
             None if self.committee is None else self.committee.part(frames, atoms),
+            None if self.responses is None else self.responses.part(frames, atoms),
         )
 
     def is_finite(self) -> Bools:
@@ -316,6 +392,16 @@ class ForceResult:
         is_sound = np.isfinite(self.forces)
         if not is_sound.all():
             np.logical_and.at(good, self.frame_idx, is_sound.all(axis=1))
+        return good if self.responses is None else good & self._has_finite_responses(self.responses)
+
+    def _has_finite_responses(self, responses: Responses) -> Bools:
+        """Whether every number of other models is finite, for each frame, (n_frames,), bool."""
+        good = np.ones(len(self.energy), dtype=bool)
+        for values in (responses.dipole, responses.polar):
+            if values is not None:
+                good &= np.isfinite(values.reshape(len(good), -1)).all(axis=1)
+        if responses.born_charges is not None:
+            np.logical_and.at(good, self.frame_idx, np.isfinite(responses.born_charges).all(axis=(1, 2)))
         return good
 
     def max_force_deviation(self) -> Floats:

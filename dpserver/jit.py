@@ -14,7 +14,7 @@ from numba.core import caching
 
 F = TypeVar("F", bound=Callable[..., object])
 
-_SOURCES: Final = ("jit.py", "kernels/*.py", "neighbors/*.py")
+_SOURCES: Final = ("jit.py", "kernels/*.py", "neighbors/*.py", "parallel/gathering.py")
 
 
 def jit(function: F) -> F:

@@ -7,6 +7,8 @@ import signal
 # Read by numpy's and torch's libraries when they are first loaded, by this process and by those the tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Where there is no GPU, Triton's kernels are interpreted.
+os.environ.setdefault("TRITON_INTERPRET", "0" if os.path.exists("/dev/nvidiactl") else "1")
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +34,19 @@ def _own_logging() -> Iterator[None]:
     before = logger.handlers[:], logger.level, logger.propagate
     yield
     logger.handlers[:], logger.level, logger.propagate = before
+
+
+@pytest.fixture(scope="session")
+def peer_python() -> Path:
+    """A Python with DeePMD-kit, its backends and dpserver; tests that need it are skipped where there is none.
+
+    DPSERVER_PEER names it, or the folder of its environment; `make test-peers` makes `.venv-peer`.
+    """
+    path = Path(os.environ.get("DPSERVER_PEER", Path(__file__).resolve().parents[1] / ".venv-peer"))
+    python = path / "bin" / "python" if path.is_dir() else path
+    if not python.is_file():
+        pytest.skip(f"no Python with DeePMD-kit at {python}; `make test-peers` makes one")
+    return python.absolute()
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ class TestMine(PotentialContract):
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,20 @@ class EvaluationContract:
             alone, together = potential.evaluate(frames[k]), batch[place]
             assert_close(together, alone.energy, alone.forces, alone.virial)
             np.testing.assert_allclose(together.atom_energy, alone.atom_energy, rtol=0, atol=EXACT.energy)
+
+    def test_parts_with_ghosts_sum_to_the_whole(self) -> None:
+        """Each atom's energy belongs to one part; in the others it is a ghost, which only has forces on it."""
+        potential, frames = self.potential(), self.frames()
+        is_ghost = np.random.default_rng(18).random(frames.n_atoms) < 0.5
+        is_ghost[frames.frame_idx == 1] = True
+        whole = potential.evaluate(frames)
+        parts = [potential.evaluate(replace(frames, is_ghost=mask)) for mask in (is_ghost, ~is_ghost)]
+        for part, mask in zip(parts, (is_ghost, ~is_ghost), strict=True):
+            np.testing.assert_array_equal(part.atom_energy[mask], 0.0)
+            np.testing.assert_allclose(part.atom_energy[~mask], whole.atom_energy[~mask], rtol=0, atol=EXACT.energy)
+        assert parts[0].energy[1] == 0.0
+        forces, virial = parts[0].forces + parts[1].forces, parts[0].virial + parts[1].virial
+        assert_close(whole, parts[0].energy + parts[1].energy, forces, virial)
 
     # --- derivatives ---------------------------------------------------------------------------------------------
 

@@ -57,8 +57,15 @@ class Communicator:
     def Get_size(self) -> int:
         return len(self.boxes)
 
-    def Split(self, color: object, key: int) -> None:
+    def Split(self, color: object, key: int) -> Drivers:
         self.splits.append(color)
+        return Drivers(self)
+
+    def Get_attr(self, name: int) -> int | None:
+        return None
+
+    def Dup(self) -> Communicator:
+        return self
 
     def Isend(self, buffer: tuple[NDArray, str], dest: int, tag: int) -> Request:
         array, kind = buffer
@@ -92,10 +99,24 @@ class Communicator:
         self.boxes[self.rank].remove(message)
 
 
+@dataclass
+class Drivers:
+    """All ranks but i-PI's, which were all started with the same options."""
+
+    world: Communicator
+
+    def allgather(self, value: tuple[int, str, int]) -> list[tuple[int, str, int]]:
+        return [(rank, *value[1:]) for rank in range(1, self.world.Get_size())]
+
+    def Split(self, color: object, key: int) -> Communicator:
+        return self.world
+
+
 class FakeMPI:
     """The module of one rank."""
 
     ANY_TAG = -1
+    APPNUM = 5
     UNDEFINED = -32766
     INT, DOUBLE, BYTE = "int32", "float64", "uint8"
     Status = Status

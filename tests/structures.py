@@ -80,7 +80,14 @@ def atom(species: int = 0) -> Frames:
 def only(frames: Frames, species: int) -> Frames:
     """What is left of one frame when all other species are taken away."""
     keep = frames.types == species
-    return replace(frames, positions=frames.positions[keep], types=frames.types[keep], frame_idx=frames.frame_idx[keep])
+    aparam = None if frames.aparam is None else frames.aparam[keep]
+    return replace(
+        frames,
+        positions=frames.positions[keep],
+        types=frames.types[keep],
+        frame_idx=frames.frame_idx[keep],
+        aparam=aparam,
+    )
 
 
 def strained(frames: Frames, strain: Floats) -> Frames:
@@ -103,7 +110,8 @@ def permuted(frames: Frames, rng: np.random.Generator) -> tuple[Frames, np.ndarr
     """The atoms of each frame shuffled, and the place in the old batch of each new atom."""
     offsets = frames.offsets
     order = np.concatenate([lo + rng.permutation(hi - lo) for lo, hi in pairwise(offsets)])
-    return replace(frames, positions=frames.positions[order], types=frames.types[order]), order
+    aparam = None if frames.aparam is None else frames.aparam[order]
+    return replace(frames, positions=frames.positions[order], types=frames.types[order], aparam=aparam), order
 
 
 def supercell(frame: Frames, direction: int = 0) -> Frames:
@@ -111,7 +119,8 @@ def supercell(frame: Frames, direction: int = 0) -> Frames:
     shift, cell = frame.cell[0, direction], frame.cell[0].copy()
     cell[direction] *= 2
     positions = np.concatenate([frame.positions, frame.positions + shift])
-    return Frames.single(positions, np.tile(frame.types, 2), cell, tuple(frame.pbc[0]))
+    aparam = None if frame.aparam is None else np.tile(frame.aparam, (2, 1))
+    return Frames.single(positions, np.tile(frame.types, 2), cell, tuple(frame.pbc[0]), frame.fparam, aparam)
 
 
 def copies(frame: Frames, displacements: Floats) -> Frames:

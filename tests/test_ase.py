@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,15 @@ ase = pytest.importorskip("ase")
 from ase.calculators.calculator import PropertyNotImplementedError  # noqa: E402
 
 from dpserver.ase import DPCalculator  # noqa: E402
-from dpserver.errors import ModelFileError, StructureError  # noqa: E402
+from dpserver.errors import ConfigError, ModelFileError, StructureError  # noqa: E402
 from dpserver.frames import Frames  # noqa: E402
 from dpserver.models import checkpoint  # noqa: E402
 from dpserver.models.potential import Potential  # noqa: E402
 from tests import structures  # noqa: E402
 from tests.models.committees import committee  # noqa: E402
+from tests.models.test_fitting import parametrised, with_parameters  # noqa: E402
 from tests.models.test_se_e2_a import make  # noqa: E402
+from tests.models.test_tensors import make as make_tensors  # noqa: E402
 
 STRAIN = 1e-5
 
@@ -140,3 +143,36 @@ def test_a_committee_answers_with_its_mean_and_keeps_what_the_members_say() -> N
     atoms.calc = DPCalculator(model.members[0])
     atoms.get_forces()
     assert atoms.calc.committee is None
+
+
+def test_parameters_of_the_calculator_and_of_the_atoms() -> None:
+    potential = parametrised(numb_fparam=2, numb_aparam=1)
+    frames = with_parameters(structures.cubic(), 2, 1)
+    assert frames.fparam is not None
+    assert frames.aparam is not None
+    atoms = to_atoms(frames)
+    atoms.calc = DPCalculator(potential, fparam=[9.0, 9.0], aparam=frames.aparam)
+    other = atoms.get_potential_energy()
+    atoms.info["fparam"] = frames.fparam[0]  # nothing has moved, and yet it is another energy
+    assert atoms.get_potential_energy() == pytest.approx(potential.evaluate(frames).energy[0], rel=1e-12)
+    assert abs(atoms.get_potential_energy() - other) > 1e-3
+    atoms.arrays["aparam"] = frames.aparam + 1
+    expected = potential.evaluate(replace(frames, aparam=frames.aparam + 1))
+    np.testing.assert_allclose(atoms.get_forces(), expected.forces, atol=1e-12)
+    with pytest.raises(StructureError, match="the model takes no parameters fparam, but 1 are given"):
+        DPCalculator(make(), fparam=1.0).calculate(to_atoms(frames))
+
+
+def test_the_dipole(tmp_path: Path) -> None:
+    dipole = make_tensors(type="dipole")
+    checkpoint.save(tmp_path / "d.pt", dipole)
+    frames = structures.cubic()
+    atoms = to_atoms(frames)
+    for given in (dipole, tmp_path / "d.pt"):
+        atoms.calc = DPCalculator(make(), dipole=given)
+        np.testing.assert_allclose(atoms.get_dipole_moment(), dipole.evaluate(frames).total[0], rtol=1e-12)
+    atoms.calc = DPCalculator(make())
+    with pytest.raises(PropertyNotImplementedError):
+        atoms.get_dipole_moment()
+    with pytest.raises(ConfigError, match="is one of the kind polar"):
+        DPCalculator(make(), dipole=make_tensors(type="polar"))

@@ -8,13 +8,15 @@ from typing import Annotated
 
 import typer
 
-from dpserver import __version__
-from dpserver.cli import console
+from dpserver import __version__, guard
+from dpserver.cli import console, ranks
+from dpserver.cli.bench import bench
+from dpserver.cli.change_bias import change_bias
 from dpserver.cli.committee import committee
 from dpserver.cli.convert import export_model, import_model
 from dpserver.cli.demo import demo
 from dpserver.cli.info import info
-from dpserver.cli.mpi import whole_job
+from dpserver.cli.mpi import is_driver, whole_job
 from dpserver.cli.serve import serve
 from dpserver.cli.status import status
 from dpserver.cli.test import test
@@ -38,8 +40,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for _command in (serve, status, train, committee, test, info, demo):
+for _command in (serve, status, train, committee, test, info, bench, demo):
     app.command()(_command)
+app.command("change-bias")(change_bias)
 app.command("import")(import_model)
 app.command("export")(export_model)
 
@@ -73,9 +76,14 @@ def main() -> None:
     # Read by OpenMP when torch is loaded. By default its idle threads spin and take the cores from the MD code and all
     # else beside us: 8 boxes of 64 waters on two cores, shared with five other processes, took 5 s instead of 0.2 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with whole_job(sys.argv[1:]):
+    arguments = with_command(sys.argv[1:])
+    if guard.job_size() > 1 and arguments[:1] == ["serve"]:
+        guard.stand_by()
+    with whole_job(arguments):
         try:
-            app(with_command(sys.argv[1:]), prog_name="dpserver")
+            if guard.job_rank() > 0 and arguments[:1] == ["serve"] and not is_driver(arguments):
+                ranks.work()
+            app(arguments, prog_name="dpserver")
         except DPServerError as error:
             console.show_error(error)
             sys.exit(console.exit_code(error))

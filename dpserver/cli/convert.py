@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dpserver.cli import console
+from dpserver.cli import beside, console
 from dpserver.errors import ConfigError
 
 
@@ -27,6 +27,16 @@ def import_model(
             show_default=False,
         ),
     ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            "--head",
+            "--model-branch",
+            help="Which model of a multi-task checkpoint.",
+            metavar="NAME",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Turn a model of DeePMD-kit into a model file with the same numbers.
 
@@ -39,7 +49,7 @@ def import_model(
     if source.is_file() and not deepmd.recognises(source):
         raise ConfigError(f"{source} is no model of DeePMD-kit; expected a .pth, .pt, .pb, .dp or .yaml file of it")
     symbols = None if template is None else read_symbols(template)
-    values = checkpoint.read(source)
+    values = checkpoint.read(source, head)
     if symbols is not None:
         if unknown := sorted({symbol for symbol in symbols if symbol not in values["species"]}):
             raise ConfigError(
@@ -47,11 +57,11 @@ def import_model(
                 f"{' '.join(values['species'])}"
             )
         values["template"] = list(symbols)
-    checkpoint.restore(values, str(source))
+    model = checkpoint.restore_model(values, str(source))
     checkpoint.write(output, values)
     hint = "" if symbols is not None else " --template FILE"
     console.err.print(
-        f"imported: {output}   (dpserver info {output}; dpserver --model {output}{hint} --port 31415)",
+        f"imported: {output}   (dpserver info {output}; {beside.how_to_serve(model, output, hint)})",
         highlight=False,
         soft_wrap=True,
     )
@@ -78,7 +88,7 @@ def export_model(
     values = checkpoint.read(source)
     if "members" in values:
         raise ConfigError(f"{source} is a committee, and a .dp file holds one model; export the files it was made of")
-    deepmd.save(output, checkpoint.restore(values, str(source)), precision)
+    deepmd.save(output, checkpoint.restore_model(values, str(source)), precision)
     console.err.print(
         f"exported: {output}   (dp convert-backend {output} {output.with_suffix('.pth')})",
         highlight=False,

@@ -30,14 +30,14 @@ def info(
     from dpserver.models.potential import Potential
 
     values = checkpoint.read(model)
-    restored = checkpoint.restore_all(values, str(model))
     described = {"file": str(model), "bytes": model.stat().st_size, **describe(values)}
     if "members" in described:
-        described |= describe_committee(restored, described["members"])
-    potentials = [restored] if isinstance(restored, Potential) else restored.members
-    for member, potential in zip(described.get("members", [described]), potentials, strict=True):
-        error = table_error(potential)
-        member["tables"] = None if error is None else asdict(error)
+        committee = checkpoint.restore_all(values, str(model))
+        described |= describe_committee(committee, described["members"])
+    for k, member in enumerate(checkpoint.members_of(values)):
+        restored = checkpoint.restore_model(member, str(model))
+        error = table_error(restored) if isinstance(restored, Potential) else None
+        described.get("members", [described])[k]["tables"] = None if error is None else asdict(error)
     if as_json:
         typer.echo(json.dumps(described, indent=2, allow_nan=False))
     else:
@@ -127,21 +127,58 @@ def _about(described: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _network(described: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The lines of the card about the network of one model."""
     model = described["config"]["model"]
-    descriptor, fitting = model["descriptor"], model["fitting_net"]
-    yield "descriptor", f"{descriptor['type']}, cutoff {descriptor['rcut']:g} Å"
-    if "rcut_smth" in descriptor:
-        yield "  switch", f"from {descriptor['rcut_smth']:g} Å"
-        yield "  sel", _sizes(descriptor["sel"])
-        yield "  embedding net", f"{_sizes(descriptor['neuron'])}, {descriptor['activation_function']}"
-        if "axis_neuron" in descriptor:
-            yield "  axis columns", str(descriptor["axis_neuron"])
-    else:
-        yield "  full / radial", f"{_sizes(descriptor['sel_a'])} / {_sizes(descriptor['sel_r'])}"
-    yield "fitting net", f"{_sizes(fitting['neuron'])}, {fitting['activation_function']}"
+    yield from _descriptor(model["descriptor"])
+    yield from _fitting(model["fitting_net"])
+    said = {"ener": "energy", "dipole": "dipole", "polar": "polarizability"}[model["fitting_net"]["type"]]
+    excluded = {f"atoms without {said}": "atom_exclude_types", "pairs that are not seen": "pair_exclude_types"}
+    for name, key in excluded.items():
+        if types := model.get(key):
+            yield name, ", ".join(_symbols(described["species"], entry) for entry in types)
+    if (table := model.get("pair_table")) is not None:
+        reach = f"from {table['rmin']:g} to {table['rcut']:g} Å"
+        sums = "" if table.get("weights") is None else f", weights of net and table {_sizes(table['weights'])}"
+        switch = "" if sums else f", switched from {model['sw_rmin']:g} to {model['sw_rmax']:g} Å"
+        yield "pair energies", f"table {reach}{switch}{sums}"
     yield "parameters", f"{described['n_parameters']:,}"
     yield "precision", str(described["config"]["precision"])
     if (e := described.get("tables")) is not None:
         yield "  its tables", f"deviate by {e['value']:.0e}, derivatives by {e['first']:.0e} and {e['second']:.0e}"
+
+
+def _descriptor(section: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The lines about a descriptor, and about each of a hybrid's."""
+    if "list" in section:
+        yield "descriptor", f"{section['type']} of {len(section['list'])}"
+        for k, part in enumerate(section["list"]):
+            for name, text in _descriptor(part):
+                yield f" {k + 1} {name.strip()}", text
+        return
+    yield "descriptor", f"{section['type']}, cutoff {section['rcut']:g} Å"
+    if "sel_a" in section:
+        yield "  full / radial", f"{_sizes(section['sel_a'])} / {_sizes(section['sel_r'])}"
+    if "rcut_smth" in section:
+        yield "  switch", f"from {section['rcut_smth']:g} Å"
+        yield "  sel", _sizes(section["sel"])
+        yield "  embedding net", f"{_sizes(section['neuron'])}, {section['activation_function']}"
+    if "axis_neuron" in section:
+        yield "  axis columns", str(section["axis_neuron"])
+    if "attn_layer" in section:
+        yield "  type embedding", f"{section['tebd_dim']}"
+        yield "  attention", f"{section['attn_layer']} layers of {section['attn']}" if section["attn_layer"] else "none"
+
+
+def _fitting(section: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The lines about a fitting net."""
+    kind = "" if section.get("type", "ener") == "ener" else f"{section['type']}, "
+    yield "fitting net", f"{kind}{_sizes(section['neuron']) or 'linear'}, {section['activation_function']}"
+    for name, key in (("frame", "numb_fparam"), ("atom", "numb_aparam")):
+        if section.get(key):
+            yield f"  parameters of each {name}", str(section[key])
+
+
+def _symbols(species: Sequence[str], types: int | Sequence[int]) -> str:
+    """A species, or a pair of them."""
+    return species[types] if isinstance(types, int) else "-".join(species[t] for t in types)
 
 
 def _sizes(value: Any) -> str:

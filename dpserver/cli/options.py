@@ -10,12 +10,37 @@ import typer
 _WHERE = "Where the peer listens"
 _WHAT = "Which model, which atoms"
 _COMMITTEE = "Where a committee disagrees"
+_BESIDE = "What to say beside the forces"
 _HOW = "How long, how loud"
 
 ServedModel = Annotated[
-    Path,
+    Path | None,
     typer.Option(
-        help="Model file.", metavar="w.pt", envvar="DPSERVER_MODEL", rich_help_panel=_WHAT, show_default=False
+        help="Model file, of dpserver or of DeePMD-kit.",
+        metavar="w.pt",
+        envvar="DPSERVER_MODEL",
+        rich_help_panel=_WHAT,
+        show_default=False,
+    ),
+]
+Backend = Annotated[
+    str,
+    typer.Option(
+        help="native, or deepmd: let an installed DeePMD-kit evaluate its own model file, of any kind.",
+        metavar="NAME",
+        envvar="DPSERVER_BACKEND",
+        rich_help_panel=_WHAT,
+    ),
+]
+DpIpi = Annotated[
+    Path | None,
+    typer.Option(
+        "--dp-ipi",
+        help="Input file of DeePMD-kit's dp_ipi, in place of --model, an address and --template.",
+        metavar="water.json",
+        envvar="DPSERVER_DP_IPI",
+        rich_help_panel=_WHAT,
+        show_default=False,
     ),
 ]
 Port = Annotated[
@@ -154,16 +179,35 @@ Threads = Annotated[
         metavar="N",
         envvar="DPSERVER_THREADS",
         rich_help_panel=_WHAT,
-        show_default="one for each core",
+        show_default="one for each core, under mpirun its share of them",
+    ),
+]
+Decompose = Annotated[
+    str,
+    typer.Option(
+        help="Under mpirun: beads, whole structures over ranks; space, each in parts over all ranks; auto, the faster.",
+        metavar="auto|beads|space",
+        envvar="DPSERVER_DECOMPOSE",
+        rich_help_panel=_WHAT,
+    ),
+]
+GroupSize = Annotated[
+    int,
+    typer.Option(
+        help="With --mpi-driver: so many ranks together are one driver of i-PI.",
+        metavar="N",
+        min=1,
+        envvar="DPSERVER_GROUP_SIZE",
+        rich_help_panel=_WHERE,
     ),
 ]
 Extras = Annotated[
     str,
     typer.Option(
-        help="Send what a committee says beside its mean: auto (to i-PI), on (to every peer) or off.",
+        help="Send dipoles, and what a committee says beside its mean: auto (to i-PI), on (to every peer) or off.",
         metavar="auto|on|off",
         envvar="DPSERVER_EXTRAS",
-        rich_help_panel=_COMMITTEE,
+        rich_help_panel=_BESIDE,
     ),
 ]
 WarnDeviation = Annotated[
@@ -184,6 +228,57 @@ SaveDeviating = Annotated[
         envvar="DPSERVER_SAVE_DEVIATING",
         rich_help_panel=_COMMITTEE,
         show_default=False,
+    ),
+]
+FParam = Annotated[
+    str | None,
+    typer.Option(
+        "--fparam",
+        help="Parameters of each structure, for a model that takes such, where the peer gives none.",
+        metavar="0.5,1.2",
+        envvar="DPSERVER_FPARAM",
+        rich_help_panel=_WHAT,
+        show_default=False,
+    ),
+]
+AParam = Annotated[
+    Path | None,
+    typer.Option(
+        "--aparam",
+        help="Parameters of each atom, for a model that takes such: numbers of shape (n_atoms, n).",
+        metavar="FILE.npy",
+        envvar="DPSERVER_APARAM",
+        rich_help_panel=_WHAT,
+        show_default=False,
+    ),
+]
+Dipole = Annotated[
+    Path | None,
+    typer.Option(
+        help="Model of dipoles, in e Å; the dipole is sent beside the forces.",
+        metavar="FILE",
+        envvar="DPSERVER_DIPOLE",
+        rich_help_panel=_BESIDE,
+        show_default=False,
+    ),
+]
+Polar = Annotated[
+    Path | None,
+    typer.Option(
+        help="Model of polarizabilities, in Å³; the polarizability is sent beside the forces.",
+        metavar="FILE",
+        envvar="DPSERVER_POLAR",
+        rich_help_panel=_BESIDE,
+        show_default=False,
+    ),
+]
+BornCharges = Annotated[
+    bool,
+    typer.Option(
+        "--born-charges",
+        help="With --dipole: send its derivative by the positions too, the BEC of i-PI's driven dynamics.",
+        envvar="DPSERVER_BORN_CHARGES",
+        rich_help_panel=_BESIDE,
     ),
 ]
 Once = Annotated[

@@ -10,21 +10,24 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from dpserver.cli import mpi, options
+from dpserver.cli import beside, dp_ipi, mpi, options, ranks
 from dpserver.errors import ConfigError, StructureError
 
 if TYPE_CHECKING:
     from dpserver.daemon import Target
-    from dpserver.engine import DeviationWatch, Order
+    from dpserver.engine import DeviationWatch, Order, Parameters
     from dpserver.ipi import Extras
     from dpserver.models.committee import Committee
+    from dpserver.models.deepmd_kit import DeepPotModel
     from dpserver.models.potential import Potential
     from dpserver.transport import Endpoint
 
 
 def serve(
     context: typer.Context,
-    model: options.ServedModel,
+    model: options.ServedModel = None,
+    backend: options.Backend = "native",
+    driver_input: options.DpIpi = None,
     port: options.Port = None,
     host: options.Host = None,
     unix: options.Unix = None,
@@ -37,9 +40,16 @@ def serve(
     mpi_name: options.MpiName = "",
     template: options.Template = None,
     species: options.Species = None,
+    fparam: options.FParam = None,
+    aparam: options.AParam = None,
+    dipole: options.Dipole = None,
+    polar: options.Polar = None,
+    has_born_charges: options.BornCharges = False,
     device: options.Device = "auto",
     precision: options.Precision = None,
     threads: options.Threads = None,
+    decompose: options.Decompose = "auto",
+    group_size: options.GroupSize = 1,
     extras: options.Extras = "auto",
     warn_deviation: options.WarnDeviation = None,
     save_deviating: options.SaveDeviating = None,
@@ -58,20 +68,32 @@ def serve(
         raise ConfigError(f"--timeout must be positive seconds, got {timeout:g}")
     if report != 0 and not report >= 1:
         raise ConfigError(f"--report must be at least 1 second, or 0 for no such lines; got {report:g}")
-    order, whom = _order(template, species), _extras(extras)
+    driver = None if driver_input is None else dp_ipi.read(driver_input)
+    if driver is not None:
+        dp_ipi.check_options(context)
+        model, log_level = driver.model, driver.log_level(context, log_level)
+    if model is None:
+        raise ConfigError("--model w.pt is missing, which names the model to serve")
+    order, whom = _order(template, species) if driver is None else driver.order(), _extras(extras)
+    ranks.check_decompose(decompose)
+    beside.check_options(extras, dipole, polar, has_born_charges)
+    parameters = beside.parameters_of(fparam, aparam)
     targets = []
     if is_mpi_driver:
         mpi.check_options(context)
     else:
-        mpi.check_alone()
-        endpoints = _endpoints(port, host, unix, is_unix, is_shm, prefix, connect or [])
-        targets = _targets(endpoints, order, _connections(connections), whom)
+        mpi.check_group_size(context)
+        endpoints = (
+            _endpoints(port, host, unix, is_unix, is_shm, prefix, connect or [])
+            if driver is None
+            else [(driver.endpoint(prefix), None)]
+        )
+        targets = _targets(endpoints, order, _connections(connections), whom, parameters)
 
-    import dpserver
     from dpserver.daemon import Daemon
     from dpserver.daemon.logs import set_up_logging
     from dpserver.daemon.mpi_driver import MPIDriver
-    from dpserver.daemon.signals import stop_on_signals
+    from dpserver.models.deepmd_kit import DeepPotModel
     from dpserver.models.memory import memory_in_use
     from dpserver.monitor import Meter
     from dpserver.monitor.outlets import open_outlets
@@ -80,25 +102,66 @@ def serve(
     logger = logging.getLogger("dpserver")
     meter = Meter()
     meter.about["model"] = str(model)
-    with open_outlets(meter, control, metrics):
-        potential = dpserver.load(model, device=device, precision=precision, threads=threads)
+    service = ranks.service_of(device, precision, threads, backend, model)
+    channel, team = ranks.join_driver(mpi_name, group_size) if is_mpi_driver else (None, ranks.join())
+    if team is not None and not team.is_leader:
+        ranks.work_for(team)
+        return
+    with open_outlets(meter, control, metrics), ranks.loaded(team, service) as (potential, crew):
         _check_orders([order, *(target.order for target in targets)], potential.species)
-        members = f", committee of {len(potential.members)}" if isinstance(potential, dpserver.Committee) else ""
-        logger.info("%s: knows %s, cutoff %g Å%s", model, ", ".join(potential.species), potential.rcut, members)
+        if driver is not None:
+            driver.tell(potential.species)
+        logger.info(
+            "%s: knows %s, cutoff %g Å%s", model, ", ".join(potential.species), potential.rcut, _kind(potential)
+        )
+        if isinstance(potential, DeepPotModel):
+            potential.has_atom_energy = False  # no message has a place for them
         potential.warm_up()
         meter.about["device"] = str(potential.device)
         meter.memory = lambda: memory_in_use(potential.device)
+        served = ranks.spread(team, crew, potential, service, decompose, meter)
+        served = beside.accompanied(served, dipole, polar, device, precision, has_born_charges=has_born_charges)
+        beside.check_parameters(parameters, served)
         watch = _watch(potential, warn_deviation, save_deviating)
         pace = report or None
         server: Daemon | MPIDriver
         if is_mpi_driver:
-            server = MPIDriver(potential, order, mpi_name=mpi_name, extras=whom, watch=watch, meter=meter, report=pace)
+            server = MPIDriver(
+                served,
+                order,
+                mpi_name=mpi_name,
+                channel=channel,
+                extras=whom,
+                parameters=parameters,
+                watch=watch,
+                meter=meter,
+                report=pace,
+            )
         else:
-            server = Daemon(potential, targets, is_once=is_once, timeout=timeout, watch=watch, meter=meter, report=pace)
-        with stop_on_signals(server.stop), watch or contextlib.nullcontext():
+            server = Daemon(
+                served,
+                targets,
+                is_once=is_once,
+                timeout=timeout,
+                budget=ranks.budget_of(team),
+                watch=watch,
+                meter=meter,
+                report=pace,
+            )
+        with ranks.stopping(team, server.stop, server.lose), watch or contextlib.nullcontext():
             code = server.run()
     if code:
         raise typer.Exit(code)
+
+
+def _kind(model: Potential | Committee | DeepPotModel) -> str:
+    """What to add in the log where it is no single potential of ours."""
+    from dpserver.models.committee import Committee
+    from dpserver.models.deepmd_kit import DeepPotModel
+
+    if isinstance(model, DeepPotModel):
+        return f", evaluated by DeePMD-kit {model.version}"
+    return f", committee of {len(model.members)}" if isinstance(model, Committee) else ""
 
 
 def _endpoints(
@@ -136,7 +199,7 @@ def _endpoints(
 
 
 def _watch(
-    model: Potential | Committee, warn_deviation: float | None, save_deviating: Path | None
+    model: Potential | Committee | DeepPotModel, warn_deviation: float | None, save_deviating: Path | None
 ) -> DeviationWatch | None:
     """What looks at the members' forces, if it has been asked for."""
     from dpserver.engine import DeviationWatch, StructureFile
@@ -182,7 +245,11 @@ def _extras(text: str) -> Extras:
 
 
 def _targets(
-    endpoints: Sequence[tuple[Endpoint, Path | None]], order: Order | None, connections: int | None, extras: Extras
+    endpoints: Sequence[tuple[Endpoint, Path | None]],
+    order: Order | None,
+    connections: int | None,
+    extras: Extras,
+    parameters: Parameters,
 ) -> list[Target]:
     from dpserver.daemon import Target
     from dpserver.engine import Order
@@ -194,6 +261,7 @@ def _targets(
             order if template is None else Order.from_file(template, f"the template of {endpoint}"),
             connections,
             extras,
+            parameters,
         )
         for endpoint, template in endpoints
     ]

@@ -113,6 +113,8 @@ def _daemon(snapshot: Snapshot) -> Iterator[RenderableType]:
         head.append(f", {snapshot['model']}")
     if snapshot["device"] is not None:
         head.append(f" on {snapshot['device']}")
+    if snapshot.get("ranks") is not None:
+        head.append(f", {snapshot['ranks']}")
     if snapshot["memory_bytes"] is not None:
         head.append(f", {snapshot['memory_bytes'] / 1e6:,.0f} MB")
     yield head

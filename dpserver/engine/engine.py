@@ -10,7 +10,7 @@ import numpy as np
 
 from dpserver.engine.budget import Budget
 from dpserver.engine.deviations import DeviationWatch
-from dpserver.engine.extras import committee_extras
+from dpserver.engine.extras import encode_extras
 from dpserver.engine.runner import ForceModel, Runner
 from dpserver.engine.species import Assigner
 from dpserver.errors import DPServerError, StructureError
@@ -27,7 +27,7 @@ class Request:
     Attributes:
         structures: all with the same number of atoms.
         assigner: of the connection they came from.
-        has_extras: whether the peer is sent what a committee has to say beside its mean.
+        has_extras: whether the peer is sent what there is to say beside the forces.
         peer: the connection they came on.
         group: the simulation that asks; all connections to one endpoint are one.
     """
@@ -110,7 +110,7 @@ def to_forces(result: ForceResult, request: Request) -> Forces:
     """Shape the result of the structures that were computed into an answer for all, padding included."""
     n_frames, n_computed = request.structures.n_frames, len(result.energy)
     forces = result.forces.reshape(n_computed, -1, 3)
-    extras = committee_extras(result) if request.has_extras else []
+    extras = encode_extras(result) if request.has_extras else []
     if n_computed == n_frames:
         return Forces(result.energy, forces, result.virial, extras)
     computed = np.minimum(np.arange(n_frames), n_computed - 1)

@@ -11,7 +11,7 @@ import numpy as np
 
 from dpserver.engine.budget import Budget
 from dpserver.errors import DeviceError, DPServerError, StructureError
-from dpserver.frames import CommitteeResult, Floats, ForceResult, Frames
+from dpserver.frames import CommitteeResult, Floats, ForceResult, Frames, Responses
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,10 @@ class _Run:
             if sum(piece.frames.n_atoms for piece in pieces) > self._max_atoms and (halves := _halve(pieces)):
                 self._todo += halves
                 continue
-            frames = Frames.concatenate(piece.frames for piece in pieces) if len(pieces) > 1 else pieces[0].frames
+            frames = _together(pieces)
+            if frames is None:  # not all have the same parameters
+                self._todo += _halve(pieces)
+                continue
             if self._has_bad(frames, pieces):
                 self._todo.append(pieces)
             elif isinstance(outcome := self._evaluate(frames), ForceResult):
@@ -171,7 +174,7 @@ class _Run:
         except Exception as error:
             if isinstance(error, DeviceError) or type(error).__name__ == _DEVICE_LOST:
                 raise DeviceError(f"the device is lost: {error}") from error
-            return error.with_traceback(None) if _is_out_of_memory(error) else error
+            return error.with_traceback(None) if is_out_of_memory(error) else error
 
     def _keep(self, result: ForceResult, pieces: Sequence[_Piece]) -> None:
         """Give each piece its share of a result; refuse the shares that are not finite."""
@@ -190,7 +193,7 @@ class _Run:
 
     def _blame(self, error: Exception, pieces: Sequence[_Piece]) -> None:
         """Try each half by itself, or refuse the part that is to blame; only memory is a reason to cut a part."""
-        is_memory = _is_out_of_memory(error)
+        is_memory = is_out_of_memory(error)
         if is_memory:
             self._has_overflowed = True
             self._max_atoms = min(self._max_atoms, sum(piece.frames.n_atoms for piece in pieces) - 1)
@@ -213,6 +216,16 @@ def _check_shapes(result: ForceResult, frames: Frames) -> None:
         raise ValueError(f"the model was asked for {expected}, and answered with {got}")
 
 
+def _together(pieces: Sequence[_Piece]) -> Frames | None:
+    """The frames of all pieces as one batch; None where they cannot be in one."""
+    if len(pieces) == 1:
+        return pieces[0].frames
+    try:
+        return Frames.concatenate(piece.frames for piece in pieces)
+    except StructureError:
+        return None
+
+
 def _halve(pieces: Sequence[_Piece]) -> list[list[_Piece]]:
     """Cut a list in two, the second half first; nothing for a single frame."""
     if len(pieces) > 1:
@@ -224,7 +237,8 @@ def _halve(pieces: Sequence[_Piece]) -> list[list[_Piece]]:
     return [[_Piece(piece.part, piece.frames.part(*ends))] for ends in ((half, n_frames), (0, half))] if half else []
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that the memory of the device or of the machine is full."""
     is_named = isinstance(error, MemoryError) or type(error).__name__ == _OUT_OF_MEMORY
     return is_named or (isinstance(error, RuntimeError) and _OUT_OF_HOST_MEMORY in str(error))
 
@@ -233,7 +247,7 @@ def _explain(error: Exception, part: Frames) -> DPServerError:
     """Turn what the model raised for one part alone into a refusal."""
     if isinstance(error, DPServerError):
         return error
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return DeviceError(f"{part.n_atoms} atoms do not fit into the memory of the device: {error}")
     logger.error("the model raised an unexpected error", exc_info=error)
     return StructureError(f"the model failed on this structure: {type(error).__name__}: {error}")
@@ -245,6 +259,7 @@ def _join(results: Sequence[ForceResult]) -> ForceResult:
         return results[0]
     first = np.cumsum([0, *(len(r.energy) for r in results)])
     members = [r.committee for r in results if r.committee is not None]
+    responses = [r.responses for r in results if r.responses is not None]
     return ForceResult(
         np.concatenate([r.energy for r in results]),
         np.concatenate([r.forces for r in results]),
@@ -258,4 +273,5 @@ def _join(results: Sequence[ForceResult]) -> ForceResult:
         )
         if members
         else None,
+        Responses.concatenate(responses) if responses else None,
     )

@@ -17,11 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from dpserver import neighbors
+from dpserver.engine.parameters import Parameters, from_init, resolve
 from dpserver.engine.runner import ForceModel
 from dpserver.engine.templates import read_symbols
 from dpserver.errors import ConfigError, StructureError
 from dpserver.frames import Bools, Floats, Frames, Ints
 from dpserver.ipi import Structures
+from dpserver.models.parameters import taken_by
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +90,53 @@ class Order:
         return " ".join(words[:6] + ["…"] * (len(words) > 6))
 
 
+@dataclass(frozen=True)
+class TypedOrder(Order):
+    """The types of a unit of atoms whose names, as those of a force field, are no symbols.
+
+    Attributes:
+        indices: type of each atom in the model's species.
+    """
+
+    indices: tuple[int, ...]
+
+    @classmethod
+    def from_names(cls, path: Path, types: Mapping[str, int], origin: str) -> TypedOrder:
+        """Read the names of the atoms of an XYZ file.
+
+        Args:
+            path: of the file, whatever its suffix.
+            types: type of each name.
+            origin: who says so, for messages.
+
+        Raises:
+            ConfigError: the file is missing or cannot be read, or a name has no type.
+        """
+        names = read_symbols(path, is_xyz=True)
+        for atom, name in enumerate(names):
+            if name not in types:
+                raise ConfigError(
+                    f"atom {atom} of {path} is called {name!r}, to which {origin} gives no type; "
+                    f"it knows {', '.join(types)}"
+                )
+        return cls(names, f"{origin} ({path})", tuple(types[name] for name in names))
+
+    def types(self, species: Sequence[str]) -> Ints:
+        """Type of each atom, (n_symbols,), int64.
+
+        Raises:
+            StructureError: the model has not so many.
+        """
+        largest = max(self.indices)
+        if largest >= len(species):
+            name = self.symbols[self.indices.index(largest)]
+            raise StructureError(
+                f"{self.origin} gives {name!r} the type {largest}; the model has 0 to {len(species) - 1}: "
+                f"{', '.join(species)}"
+            )
+        return np.array(self.indices, dtype=np.int64)
+
+
 def order_from_parameters(parameters: Mapping[str, str]) -> Order | None:
     """Find the order among a peer's INIT parameters.
 
@@ -112,13 +161,24 @@ class Assigner:
         order: the endpoint's own, if any.
         name: of the connection, for the log.
         level: of the line in the log that says which species were found.
+        given: parameters of the endpoint, for models that take such.
 
     Attributes:
         parameters: of the peer's INIT, which rule over the rest.
     """
 
-    def __init__(self, model: ForceModel, order: Order | None, name: str, level: int = logging.INFO) -> None:
+    def __init__(
+        self,
+        model: ForceModel,
+        order: Order | None,
+        name: str,
+        level: int = logging.INFO,
+        given: Parameters | None = None,
+    ) -> None:
         self._model = model
+        self._given = given or Parameters()
+        self._fparam: Floats | None = None
+        self._aparam: Floats | None = None
         self._order = order
         self._name = name
         self._level = level
@@ -136,25 +196,48 @@ class Assigner:
             One frame for each; periodic along every lattice vector that is not zero. Positions are shared, not copied.
 
         Raises:
-            StructureError: no order fits the number of atoms, a species is unknown, or atoms are too close.
+            StructureError: no order fits the number of atoms, a species is unknown, atoms are too close, or parameters
+                that the model takes are missing.
         """
         n_frames, n_atoms = structures.n_frames, structures.n_atoms
         is_new = self._types is None or len(self._types) != n_atoms
         pbc = np.asarray(structures.cell.any(axis=2))
         types, origin = self._assign(n_atoms, pbc[0]) if is_new or self._types is None else (self._types, "")
         self._watch_boundaries(pbc)
+        if is_new:
+            self._fparam, self._aparam = self._find_parameters(n_atoms)
         frames = Frames(
             structures.positions.reshape(-1, 3),
             types if n_frames == 1 else np.tile(types, n_frames),
             structures.cell,
             pbc,
             np.arange(n_frames).repeat(n_atoms),
+            fparam=None if self._fparam is None else np.tile(self._fparam, (n_frames, 1)),
+            aparam=None if self._aparam is None else np.tile(self._aparam, (n_frames, 1)),
         )
         if is_new:
             frames.check(len(self._model.species))
             check_contacts(frames[0], self._model, origin)
             self._types = types
         return frames
+
+    def _find_parameters(self, n_atoms: int) -> tuple[Floats | None, Floats | None]:
+        """Choose the parameters of a structure, (n_fparam,) and (n_atoms, n_aparam)."""
+        try:
+            peer = from_init(self.parameters)
+        except ConfigError as error:
+            raise StructureError(str(error)) from None
+        found = resolve(taken_by(self._model), peer, self._given, n_atoms)
+        if found[0] is not None:
+            origins = [given.origin for given in (peer, self._given) if given.fparam is not None]
+            logger.log(
+                self._level,
+                "%s: parameters of the structures (fparam) are %s, from %s",
+                self._name,
+                " ".join(f"{p:g}" for p in found[0]),
+                origins[0] if origins else "the model's default",
+            )
+        return found
 
     def _watch_boundaries(self, pbc: Bools) -> None:
         """Warn once of each kind of boundaries that may be an accident: the cell lost a vector, or later all of them.

@@ -11,18 +11,20 @@ _PROPERTIES = re.compile(r'Properties="?([^"\s]+)"?', re.IGNORECASE)
 _LARGEST_FILE = 1 << 28
 
 
-def read_symbols(path: Path) -> tuple[str, ...]:
+def read_symbols(path: Path, *, is_xyz: bool | None = None) -> tuple[str, ...]:
     """Read the symbol of every atom of the first structure of a file.
 
     Args:
         path: XYZ or extended XYZ, or any format of ASE where that is installed.
+        is_xyz: whether it is XYZ, with any names in the place of symbols; by default its own name tells.
 
     Raises:
         ConfigError: the file is missing or cannot be read.
     """
     try:
         _check_file(path)
-        symbols = _read_xyz(path) if path.suffix.lower() in {".xyz", ".extxyz"} else _read_by_ase(path)
+        is_xyz = path.suffix.lower() in {".xyz", ".extxyz"} if is_xyz is None else is_xyz
+        symbols = _read_xyz(path) if is_xyz else _read_by_ase(path)
     except OSError as error:  # no permission, a name that is too long, a disk that fails
         raise ConfigError(f"template {str(path)!r} cannot be read: {error.strerror}") from None
     if not symbols:

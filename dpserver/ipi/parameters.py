@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from dpserver.errors import RemoteProtocolError
 from dpserver.ipi.codec import Limits
 
 BATCH_SIZE = "batch_size"
+_COMMA = re.compile(r",(?![^\[\]]*\])")
+"""One that is in no square brackets."""
 
 
 def is_from_ipi(raw: bytes) -> bool:
@@ -23,7 +26,8 @@ def parse_parameters(raw: bytes) -> Mapping[str, str]:
     """Read the `<parameters>` of a peer's input, as `key : value` pairs between commas.
 
     i-PI writes ` template : w.xyz , ` and appends `batch_size:32`; ASE sends one NUL byte, others their own words,
-    which are nobody's parameters and are skipped. Of a repeated key the last counts.
+    which are nobody's parameters and are skipped. A comma in square brackets belongs to a value. Of a repeated key the
+    last counts.
 
     Args:
         raw: the string of INIT.
@@ -35,7 +39,7 @@ def parse_parameters(raw: bytes) -> Mapping[str, str]:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
         raise RemoteProtocolError(f"the INIT string is not UTF-8 text: {raw[:40]!r}") from None
-    pairs = (item.partition(":") for item in text.strip("\0 \t\r\n{}").split(","))
+    pairs = (item.partition(":") for item in _COMMA.split(text.strip("\0 \t\r\n{}")))
     return {key.strip(): value.strip() for key, colon, value in pairs if colon and key.strip()}
 
 

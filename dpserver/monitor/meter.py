@@ -103,6 +103,7 @@ class Meter:
         phase: of the daemon.
         about: what a snapshot says besides: `model` and `device`, their names.
         memory: how to learn the bytes in use on the device, from any thread.
+        ranks: how many ranks there are and how they were last used, in words; None where there is this one alone.
         wake: makes the talking thread turn once, from any thread; None while there is no such thread.
     """
 
@@ -110,6 +111,7 @@ class Meter:
         self.phase = Phase.LOADING
         self.about: dict[str, str | None] = {"model": None, "device": None}
         self.memory: Callable[[], int] | None = None
+        self.ranks: Callable[[], str] | None = None
         self.wake: Callable[[], None] | None = None
         self._clock = clock
         self._lock = threading.Lock()
@@ -308,6 +310,7 @@ class Meter:
             "pid": os.getpid(),
             "version": __version__,
             **self.about,
+            "ranks": None if self.ranks is None else self.ranks(),
             "phase": self.phase.value,
             "uptime_seconds": now - self._created,
             "requests_waiting": n_waiting,

@@ -48,6 +48,15 @@ def test_the_order_of_the_atoms_is_kept_where_it_is_given(folder, monkeypatch, c
     assert "has the species C, which model.pth does not know; it knows O H" in capsys.readouterr().err
 
 
+def test_one_of_several_models_is_imported(folder, monkeypatch, capsys):
+    shutil.copy(stored.FOLDER / "m.pt", "several.pt")
+    run(monkeypatch, "import", "several.pt", "w.pt", code=3)
+    assert "it holds several models: first, second, radial; take one with `dpserver import" in capsys.readouterr().err
+    run(monkeypatch, "import", "several.pt", "w.pt", "--head", "radial")
+    assert checkpoint.read("w.pt")["species"] == ["H", "O"]
+    assert checkpoint.read("w.pt")["training"]["from"] == "several.pt, head radial"
+
+
 def test_a_model_file_is_exported_and_imported_again(folder, monkeypatch, capsys):
     run(monkeypatch, "import", "model.pth", "w.pt")
     run(monkeypatch, "export", "w.pt", "new.dp")

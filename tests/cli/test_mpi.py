@@ -4,8 +4,10 @@ import sys
 
 import pytest
 
+from dpserver import guard
 from dpserver.cli import app, mpi, serve
 from dpserver.daemon import mpi_driver
+from dpserver.parallel import mpi as parallel_mpi
 from dpserver.transport import ffmpi
 from tests.cli.commands import exit_code
 from tests.fake_mpi import FakeIpi
@@ -21,6 +23,8 @@ class Job:
         module.COMM_WORLD.Abort = self.codes.append
         monkeypatch.setattr(ffmpi, "load_mpi", lambda: module)
         monkeypatch.setattr(mpi_driver, "load_mpi", lambda: module)
+        monkeypatch.setattr(parallel_mpi, "load_mpi", lambda: module)
+        monkeypatch.setattr(guard, "stand_by", lambda: None)
         monkeypatch.setattr(ffmpi, "LAST_WORDS_SECONDS", 0.0)
 
 
@@ -49,7 +53,8 @@ def test_what_is_wrong_ends_the_whole_job(monkeypatch, capsys, arguments, code, 
     ("arguments", "complaint"),
     [
         (["--model", "w.pt", "--mpi-drivr"], "No such option: --mpi-drivr"),
-        (["--model", "w.pt"], "this process is one of 2 of an MPI job; give --mpi-driver to serve an <ffmpi>"),
+        (["--model", "w.pt", "--group-size", "2"], "--group-size is for drivers of i-PI's <ffmpi>"),
+        (["--model", "w.pt", "--decompose", "time"], "--decompose must be auto, beads, space; got 'time'"),
     ],
 )
 def test_a_job_does_not_wait_for_a_rank_without_the_option(monkeypatch, capsys, variable, arguments, complaint):
@@ -58,6 +63,18 @@ def test_a_job_does_not_wait_for_a_rank_without_the_option(monkeypatch, capsys, 
     assert exit_code(monkeypatch, *arguments) == 2
     assert job.codes == [2]
     assert complaint in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_mpirun_of_another_mpi_is_named(monkeypatch, capsys):
+    job = Job(monkeypatch, size=3)
+    monkeypatch.setenv("PMI_SIZE", "2")
+    monkeypatch.setenv("PMI_RANK", "0")
+    assert exit_code(monkeypatch, "--model", "w.pt") == 2
+    assert job.codes == [2]
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "mpirun has started 2 processes, and MPI shows 3: mpirun is of another MPI than mpi4py, which has Fake" in said
+    )
 
 
 def test_options_for_other_commands_in_the_environment_are_left_alone(monkeypatch, capsys):

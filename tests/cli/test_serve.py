@@ -117,6 +117,11 @@ def test_connections_out_of_bounds(text):
         (["--control", "/no/such/place"], "there can be no control socket '/no/such/place'"),
         (["--log-level", "loud"], "log level 'loud' is unknown; expected one of debug, info, warning, error"),
         (["--precision", "half"], "precision"),
+        (["--fparam", "warm"], "--fparam is 'warm', expected numbers such as 0.5,1.2"),
+        (["--fparam", "0.5"], "--fparam: 1 parameter fparam given, but the model takes no parameters fparam; leave"),
+        (["--aparam", "nowhere.npy"], "--aparam nowhere.npy cannot be read: No such file"),
+        (["--born-charges"], "--born-charges needs --dipole FILE"),
+        (["--dipole", "d.pt", "--extras", "off"], "--extras off keeps back what --dipole is evaluated for"),
     ],
 )
 def test_options_that_cannot_be_used_are_one_line_and_exit_2(model, monkeypatch, capsys, options, complaint):

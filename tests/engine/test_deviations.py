@@ -198,7 +198,7 @@ def test_training_refuses_predictions_and_takes_labels(tmp_path):
     with DeviationWatch(1e-9, SPECIES, StructureFile(file, SPECIES)) as watch:
         watch.see(seen(FRAMES[0]))
         watch.see(seen(FRAMES[1]))
-    with pytest.raises(DataError, match="no frame has an energy"):
+    with pytest.raises(DataError, match="has neither energy nor forces"):
         read_system(file, SPECIES)
     images = kept(file)
     for atoms, frame in zip(images, FRAMES, strict=False):

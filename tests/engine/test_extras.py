@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from dpserver.engine.extras import _encode_lists, committee_extras
+from dpserver.engine.extras import _encode_lists, encode_extras
 from dpserver.frames import Frames
 from dpserver.units import BOHR, HARTREE
 from tests import structures
@@ -33,7 +33,7 @@ def strict(text: bytes) -> Any:
 def test_members_in_atomic_units() -> None:
     frames = [structures.cubic(seed) for seed in (1, 2)]
     model = PairCommittee()
-    extras = committee_extras(model.evaluate(Frames.concatenate(frames)))
+    extras = encode_extras(model.evaluate(Frames.concatenate(frames)))
     assert len(extras) == 2
     for frame, text in zip(frames, extras, strict=True):
         found = strict(text)
@@ -50,7 +50,7 @@ def test_members_in_atomic_units() -> None:
 
 def test_shapes_are_those_that_ffcommittee_takes_apart() -> None:
     """It adds up the lists of its force fields: one entry for each member, however long."""
-    (text,) = committee_extras(PairCommittee().evaluate(structures.cubic()))
+    (text,) = encode_extras(PairCommittee().evaluate(structures.cubic()))
     found = strict(text)
     assert [len(found[key]) for key in ("committee_pot", "committee_force", "committee_virial")] == [3, 3, 3]
     assert {len(row) for row in found["committee_force"]} == {3 * 24}
@@ -58,7 +58,7 @@ def test_shapes_are_those_that_ffcommittee_takes_apart() -> None:
 
 
 def test_a_single_model_has_nothing_to_add() -> None:
-    assert committee_extras(PairModel().evaluate(structures.cubic())) == []
+    assert encode_extras(PairModel().evaluate(structures.cubic())) == []
 
 
 @given(

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from dpserver.engine import Assigner, Order
+from dpserver.engine import Assigner, Order, TypedOrder
 from dpserver.engine.species import order_from_parameters
 from dpserver.errors import ConfigError, StructureError
 from dpserver.frames import Frames
@@ -219,3 +219,14 @@ def test_a_batch_is_laid_out_frame_after_frame():
     for frame in made:
         np.testing.assert_array_equal(frame.positions, frames.positions)
         np.testing.assert_array_equal(frame.types, frames.types)
+
+
+def test_names_of_a_force_field_are_types(tmp_path):
+    (tmp_path / "conf.gro").write_text("3\nwater\nOW 0 0 0\nHW1 0 0 1\nHW2 0 1 0\n")
+    order = TypedOrder.from_names(tmp_path / "conf.gro", {"OW": 0, "HW1": 1, "HW2": 1}, "water.json")
+    np.testing.assert_array_equal(order.types(("O", "H")), [0, 1, 1])
+    assert (order.symbols, order.summary()) == (("OW", "HW1", "HW2"), "OW HW1 HW2")
+    with pytest.raises(StructureError, match="gives 'HW1' the type 1; the model has 0 to 0: O"):
+        order.types(("O",))
+    with pytest.raises(ConfigError, match=r"atom 2 of .*conf\.gro is called 'HW2', to which water\.json gives no type"):
+        TypedOrder.from_names(tmp_path / "conf.gro", {"OW": 0, "HW1": 1}, "water.json")

@@ -75,7 +75,7 @@ def _no_segments_left() -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def run_job(folder: Path, *drivers: tuple[int, list[str]]) -> tuple[int, str]:
+def run_job(folder: Path, *drivers: tuple[int, list[str]], option: str = "--mpi-driver") -> tuple[int, str]:
     """Run i-PI with so many ranks of each dpserver command line; returns exit code and output.
 
     A job that hangs is killed, and fails the test with what it has said.
@@ -83,7 +83,7 @@ def run_job(folder: Path, *drivers: tuple[int, list[str]]) -> tuple[int, str]:
     # Without the option Hydra 5.0 kills three ranks or more now and then, when i-PI has left before it was noticed.
     command = [str(MPIEXEC), "-disable-auto-cleanup", "-n", "1", sys.executable, str(IPI), "input.xml"]
     for n_ranks, arguments in drivers:
-        command += [":", "-n", str(n_ranks), sys.executable, "-m", "dpserver", *arguments, "--mpi-driver"]
+        command += [":", "-n", str(n_ranks), sys.executable, "-m", "dpserver", *arguments, option]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DPSERVER_TIMEOUT": "60", "OMP_NUM_THREADS": "1"}
     said = folder / "job.log"
     with said.open("w") as log:
@@ -125,6 +125,31 @@ def test_each_force_field_has_its_own_drivers(tmp_path, model, expected):
     assert code == 0, log
     np.testing.assert_allclose(last_positions(tmp_path), expected, rtol=1e-9)
     assert {"mpi:a rank 2: left", "mpi:b rank 1: left"} <= set(re.findall(r"mpi:. rank .: left", log)), log
+
+
+def test_a_group_of_ranks_is_one_driver(tmp_path, model, expected):
+    """Two drivers of two ranks each; their leaders alone speak with i-PI."""
+    write_mpi_input(tmp_path, "<batch_size> 3 </batch_size>")
+    code, log = run_job(tmp_path, (4, [*water(model), "--group-size", "2", "--decompose", "space"]))
+    assert code == 0, log
+    np.testing.assert_allclose(last_positions(tmp_path), expected, rtol=1e-10)
+    assert set(re.findall(r"mpi:i-pi rank (.): left: said EXIT", log)) == {"1", "3"}, log
+    assert log.count("2 ranks on ") == 2, log
+    assert "Traceback" not in log
+
+
+def test_ranks_that_make_no_whole_group_are_refused(tmp_path, model):
+    write_mpi_input(tmp_path)
+    code, log = run_job(tmp_path, (3, [*water(model), "--group-size", "2"]))
+    assert code == 2, log
+    assert "--group-size 2 does not divide the ranks" in log
+
+
+def test_a_rank_beside_ipi_needs_the_option(tmp_path, model):
+    write_mpi_input(tmp_path)
+    code, log = run_job(tmp_path, (1, water(model)), option="--once")
+    assert code == 2, log
+    assert log.count("belongs to the second program of an MPI job; give --mpi-driver to serve an <ffmpi>") == 1, log
 
 
 @pytest.mark.parametrize(
