@@ -25,9 +25,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ase.io
 import numpy as np
 import records
+from structures import ROOT, water
 
 from dpserver.frames import Frames
 from dpserver.models import checkpoint
@@ -37,26 +37,16 @@ from dpserver.parallel.ranked import RankedModel, Timings
 from dpserver.parallel.waiting import Patience
 from dpserver.parallel.worker import Worker
 
-ROOT = Path(__file__).resolve().parents[1]
-_ATOMS = ase.io.read(ROOT / "examples" / "water" / "water.xyz")
-WATER = Frames.single(_ATOMS.positions, [("O", "H").index(s) for s in _ATOMS.symbols], _ATOMS.cell.array)
 TILES = {192: 1, 1536: 2, 5184: 3, 12288: 4, 24000: 5, 41472: 6, 98304: 8}
 IDLE_SECONDS = 5.0
 PAUSES = (0.0, 0.001, 0.01, 0.1)
-
-
-def tiled(n: int) -> Frames:
-    """Water, n times along each direction."""
-    grid = np.stack(np.meshgrid(*[np.arange(n)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
-    positions = (WATER.positions + (grid @ WATER.cell[0])[:, None]).reshape(-1, 3)
-    return Frames.single(positions, np.tile(WATER.types, n**3), WATER.cell[0] * n)
 
 
 def structure(case: str) -> Frames:
     """The structures of a case: a number of atoms, or beads times atoms."""
     n_beads, _, n_atoms = case.rpartition("x")
     rng = np.random.default_rng(5)
-    frame = tiled(TILES[int(n_atoms)])
+    frame = water(TILES[int(n_atoms)])
     beads = [
         replace(frame, positions=frame.positions + rng.normal(scale=0.05, size=frame.positions.shape))
         for _ in range(int(n_beads or 1))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpserver.cli import console
+from dpserver.cli import console, options
 from dpserver.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -62,16 +62,7 @@ def change_bias(
             "--output", "-o", help="Model file to write.", metavar="FILE", show_default="beside it, _updated.pt"
         ),
     ] = None,
-    head: Annotated[
-        str | None,
-        typer.Option(
-            "--head",
-            "--model-branch",
-            help="Which model of a multi-task checkpoint.",
-            metavar="NAME",
-            show_default=False,
-        ),
-    ] = None,
+    head: options.Head = None,
 ) -> None:
     """Fit the energies of a model's species to a data set, and leave forces and virials as they are.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dpserver.cli import beside, console
+from dpserver.cli import beside, console, options
 from dpserver.errors import ConfigError
 
 
@@ -27,16 +27,7 @@ def import_model(
             show_default=False,
         ),
     ] = None,
-    head: Annotated[
-        str | None,
-        typer.Option(
-            "--head",
-            "--model-branch",
-            help="Which model of a multi-task checkpoint.",
-            metavar="NAME",
-            show_default=False,
-        ),
-    ] = None,
+    head: options.Head = None,
 ) -> None:
     """Turn a model of DeePMD-kit into a model file with the same numbers.
 

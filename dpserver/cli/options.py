@@ -163,6 +163,16 @@ Species = Annotated[
 Device = Annotated[
     str, typer.Option(help="auto, cpu, cuda or cuda:N.", envvar="DPSERVER_DEVICE", rich_help_panel=_WHAT)
 ]
+Head = Annotated[
+    str | None,
+    typer.Option(
+        "--head",
+        "--model-branch",
+        help="Which model of a multi-task checkpoint.",
+        metavar="NAME",
+        show_default=False,
+    ),
+]
 Precision = Annotated[
     str | None,
     typer.Option(

@@ -386,7 +386,7 @@ def test_members_of_a_committee_share_what_they_can() -> None:
     for k, member in enumerate(members):
         member.energy_bias += k
     committee = Committee(members)
-    committee.accelerate(threads=2)
+    committee.accelerate(threads=2, table_error=1e-9)
     assert [numbers for numbers, _ in committee._compilation.groups()] == [[0, 1], [2], [3]]
     frames = every_cell()
     result = committee.evaluate(frames)

@@ -76,6 +76,12 @@ CASES: dict[str, Case] = {
     "se_atten stripped attention": Case({**_ATTEN, "attn_layer": 1, "attn_dotr": False, **_STRIPPED}, files=_TORCH),
     "se_atten excluded": Case({**_ATTEN, "attn_layer": 1, "exclude_types": [[0, 1]]}, files=_TORCH),
     "se_atten_v2": Case({**_ATTEN, "type": "se_atten_v2", "attn_layer": 0}, files=_TORCH),
+    "se_atten average": Case({**_ATTEN, "attn_layer": 1, "set_davg_zero": False}, files=_TORCH),
+    "se_atten smooth": Case({**_ATTEN, "attn_layer": 2, "smooth_type_embedding": True, "ln_eps": 1e-3}, files=_TORCH),
+    "se_atten harmonics": Case({**_ATTEN, "attn_layer": 0, "lmax": 3, "env_protection": 0.1}, files=_TORCH),
+    "se_atten_v2 electrons": Case(
+        {**_ATTEN, "type": "se_atten_v2", "attn_layer": 1, "use_econf_tebd": True, "set_davg_zero": False}, files=_TORCH
+    ),
     "hybrid": Case({"type": "hybrid", "list": [_A, _R]}),
     "hybrid of cutoffs": Case(
         {"type": "hybrid", "list": [_A, {**_R, "rcut": 3.3}, {"type": "se_e3", **_SMOOTH, "rcut": 2.5, "neuron": [2, 4]}]}

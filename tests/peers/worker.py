@@ -83,8 +83,9 @@ def make(parameters: dict, path: str, seed: int = 5) -> None:
                 per_centre = np.zeros((n_types, 1, n_columns))
                 per_centre[:, 0, 0] = rng.uniform(*radial, n_types)
                 per_centre[:, 0, 1:] = rng.uniform(*angular, n_types)[:, None]
-                # With an average, se_atten makes the energy depend on the order of the atoms.
-                is_zero = parameters["descriptor"].get("set_davg_zero") or ".se_atten." in name
+                # With an average, se_atten makes the energy depend on the order of the atoms: only where that is asked.
+                given = parameters["descriptor"].get("set_davg_zero")
+                is_zero = given or (".se_atten." in name and given is not False)
                 if not (is_zero and name.endswith("mean")):
                     tensor[:] = torch.tensor(per_centre)
             elif name.endswith(("param_avg", "param_inv_std", "case_embd")):

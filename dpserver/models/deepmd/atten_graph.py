@@ -107,7 +107,7 @@ def _type_vectors(constants: Constants, types: list[str], embedding: Tree | None
     net = _net(constants, "type_embed_net", "")
     for k in sorted(net):
         n_in, place = x.shape[1], f"type_embed_net[{k}]"
-        n_out = np.shape(get(net[k], "w", np.ndarray, place))[-1]
+        n_out = int(np.prod(np.shape(get(net[k], "w", np.ndarray, place))[1:]))
         z = x @ array(net[k], "w", (n_in, n_out), place)
         z += array(net[k], "b", (n_out,), place) if "b" in net[k] else 0.0
         y = function(torch.from_numpy(z)).numpy()

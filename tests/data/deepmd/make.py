@@ -142,7 +142,8 @@ def write_embedded_graph() -> None:
         np.save(data / "energy.npy", np.array([-3.0, -2.0]))
         np.save(data / "force.npy", rng.normal(size=(2, 18)))
         (data.parent / "type.raw").write_text("0 0 1 1 1 1")
-        training = {"training_data": {"systems": ["data"]}, "numb_steps": 2, "save_freq": 2, "seed": 4}
+        training = {"training_data": {"systems": ["data"]}, "numb_steps": 2, "seed": 4}
+        training |= {"disp_freq": 1, "save_freq": 2}
         values = {"model": model, "learning_rate": {"type": "exp", "start_lr": 1e-3}, "loss": {}, "training": training}
         (Path(folder) / "in.json").write_text(json.dumps(values))
         for arguments in (["train", "in.json"], ["freeze", "-o", "e.pb"]):

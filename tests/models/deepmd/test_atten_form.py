@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 
 pytest.importorskip("h5py")
 
-from dpserver.errors import ModelFileError
+from dpserver.errors import ConfigError, ModelFileError
 from dpserver.models import deepmd
+from dpserver.models.deepmd import graphdef, tensorflow
 from dpserver.models.deepmd.exporter import tree_of
 from dpserver.models.deepmd.importer import potential_of
 from dpserver.models.potential import Potential
@@ -165,11 +167,86 @@ def test_a_net_for_each_type_is_refused() -> None:
         potential_of(tree)
 
 
-def test_a_part_of_a_hybrid_in_a_graph_is_sent_to_deepmd_kit() -> None:
+# --- graphs of the TensorFlow backend --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def graph() -> dict[str, Any]:
+    pytest.importorskip("google.protobuf")
+    return dict(graphdef.read_constants(stored.FOLDER / "e.pb"))
+
+
+def from_graph(monkeypatch: pytest.MonkeyPatch, constants: dict[str, Any]) -> Potential:
+    monkeypatch.setattr(tensorflow, "read_constants", lambda _: constants)
+    return potential_of(tensorflow.read_graph(Path("e.pb")))
+
+
+def test_a_graph_gives_the_same_numbers(graph: dict[str, Any]) -> None:
+    frames, expected = stored.answers("e")
+    potential = deepmd.load(stored.FOLDER / "e.pb")
+    assert isinstance(potential, Potential)
+    result = potential.reference(frames)
+    virial = (expected["virial"] + expected["virial"].transpose(0, 2, 1)) / 2
+    np.testing.assert_allclose(result.energy, expected["energy"], rtol=1e-12)
+    np.testing.assert_allclose(result.atom_energy, expected["atom_energy"], rtol=0, atol=1e-11)
+    np.testing.assert_allclose(result.forces, expected["forces"], rtol=0, atol=1e-11)
+    np.testing.assert_allclose(result.virial, virial, rtol=0, atol=1e-11)
+    assert np.abs(expected["forces"]).max() > 1e-3
+
+
+def test_directions_of_graphs_are_not_exported(graph: dict[str, Any]) -> None:
+    potential = deepmd.load(stored.FOLDER / "e.pb")
+    assert isinstance(potential, Potential)
+    with pytest.raises(ConfigError, match="attention between directions as the TensorFlow backend has them cannot be"):
+        tree_of(potential)
+
+
+def changed_script(graph: dict[str, Any], **descriptor: Any) -> dict[str, Any]:
+    script = json.loads(graph["train_attr/training_script"])
+    script["model"]["descriptor"].update(descriptor)
+    return {**graph, "train_attr/training_script": json.dumps(script).encode()}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"smooth_type_embedding": True}, r"smooths type embedding \(smooth_type_embedding\) in a way of its own"),
+        ({"type": "se_atten_v2"}, r"in a way of its own, which is not supported; `dpserver --backend deepmd`"),
+        ({"attn_mask": True}, "its model.descriptor has attn_mask = True"),
+        ({"attn_layer": 3}, "its graph lacks attention_layer_2/layer_normalization/gamma"),
+        ({"attn": 5}, r"in_proj\.@variables\.w has the shape \[6, 12\], expected \[6, 15\]"),
+    ],
+)
+def test_what_a_graph_does_in_its_own_way_is_refused(
+    monkeypatch: pytest.MonkeyPatch, graph: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ModelFileError, match=message):
+        from_graph(monkeypatch, changed_script(graph, **options))
+
+
+@pytest.mark.parametrize(
+    ("names", "value", "message"),
+    [
+        ("descrpt_attr/t_avg", np.ones((2, 160)), "trained with set_davg_zero false, and the TensorFlow backend"),
+        ("type_embed_net/", None, "its graph has no type_embed_net"),
+        ("filter_type_all/", None, "it is a compressed model"),
+        ("attention_layer_0/c_key/bias", np.ones((2, 2)), "the parts of attention_layer_0 in its graph do not fit"),
+        ("type_embed_net/matrix_2", np.ones((4, 6)), r"type_embed_net\[2\].w has the shape \[4, 6\], expected"),
+        ("type_embed_net/matrix_2", np.array(1.0), r"type_embed_net\[2\].w has the shape \[\], expected"),
+        ("layer_9/matrix", np.ones((2, 2)), "has the constant layer_9/matrix, which its training_script has no place"),
+    ],
+)
+def test_a_graph_that_does_not_fit_its_input_is_refused(
+    monkeypatch: pytest.MonkeyPatch, graph: dict[str, Any], names: str, value: Any, message: str
+) -> None:
+    constants = {name: given for name, given in graph.items() if not name.startswith(names)}
+    with pytest.raises(ModelFileError, match=message):
+        from_graph(monkeypatch, constants if value is None else {**constants, names: value})
+
+
+def test_a_part_of_a_hybrid_in_a_graph_is_refused() -> None:
     form = deepmd.kinds.form_of({"type": "se_atten"})
-    with pytest.raises(
-        ModelFileError, match=r"se_atten is not read; turn it into a \.dp file with DeePMD-kit's `dp conv"
-    ):
+    with pytest.raises(ModelFileError, match=r"se_atten as a part of a hybrid is not read from a \.pb file; `dpserver"):
         form.of_constants({}, {}, 2)
 
 

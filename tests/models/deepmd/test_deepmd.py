@@ -143,7 +143,7 @@ def test_what_is_no_model(tmp_path: Path) -> None:
 
 # --- larger models, whose reference data are not part of the repository ----------------------------------------------
 
-MODELS = ("water_tf", "water_pt", "two_sided", "resnet_dt", "davg_zero", "ethanol", "se_e2_r")
+MODELS = ("water_tf", "water_pt", "two_sided", "resnet_dt", "davg_zero", "ethanol", "se_e2_r", "dpa1")
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -162,6 +162,17 @@ def test_same_numbers_for_the_reference_models(shared_dir: Path, model: str) -> 
     # The bias is nearly all of the energy; what the networks add must agree to 1e-10 by itself.
     bias = potential.energy_bias.numpy()[frames.types]
     np.testing.assert_allclose(result.atom_energy - bias, expected["ae"] - bias, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_as_served_they_are_that_near_as_well(shared_dir: Path, model: str) -> None:
+    """By the kernels and their tables, where these know the model, to 1e-10 of the largest number."""
+    folder = shared_dir / "reference" / model
+    _, frames, expected = stored.reference(folder / "frames.npz")
+    result = checkpoint.load(folder / "model.dp", threads=1).evaluate(frames)
+    found = {"e": result.energy, "ae": result.atom_energy, "f": result.forces, "v": result.virial}
+    for name, numbers in found.items():
+        assert np.abs(numbers - expected[name]).max() <= 1e-10 * np.abs(expected[name]).max(), name
 
 
 @pytest.mark.parametrize("model", ["water_tf", "ethanol"])
