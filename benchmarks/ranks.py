@@ -4,8 +4,9 @@
 
 Water, the structure of examples/water tiled; `32x192` are 32 structures of 192 atoms. Atoms move by 0.02 Å between
 evaluations, within the skin of neighbour lists and parts. Rank 0 evaluates each case alone and over all ranks in
-turns, so that both see the same machine; efficiency is the median of the ratios, divided by the number of ranks. While
-it is alone the others wait as they do in a daemon. Also how long an idle rank takes to notice a message, and what of a
+turns, so that both see the same machine, each time twice with 2 ms in between, of which the second counts, as a step of
+a run follows another; efficiency is the median of the ratios, divided by the number of ranks. While it is alone the
+others wait as they do in a daemon. Also how long an idle rank takes to notice a message, and what of a
 core it uses meanwhile.
 
 Appends a record to benchmarks/results/ranks.json. Let the machine be quiet, and give it a core for each rank.
@@ -39,6 +40,7 @@ from dpserver.parallel.worker import Worker
 
 TILES = {192: 1, 1536: 2, 5184: 3, 12288: 4, 24000: 5, 41472: 6, 98304: 8}
 IDLE_SECONDS = 5.0
+BETWEEN = 0.002
 PAUSES = (0.0, 0.001, 0.01, 0.1)
 
 
@@ -67,6 +69,13 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def second(model: Any, steps: list[Frames]) -> float:
+    """Time the second of two evaluations, an instant after the first, as in a run."""
+    model.evaluate(steps[0])
+    time.sleep(BETWEEN)
+    return seconds(lambda: model.evaluate(steps[1]))
+
+
 def measure(case: str, alone: Any, ranked: RankedModel, repeats: int) -> dict[str, Any]:
     """Both ways in turns, after three evaluations of each that are not counted."""
     frames = structure(case)
@@ -77,9 +86,9 @@ def measure(case: str, alone: Any, ranked: RankedModel, repeats: int) -> dict[st
     ranked.timings = Timings(each=np.zeros(n_ranks))
     one, all_ = [], []
     for seed in range(repeats):
-        now = shaken(frames, 10 + seed)
-        one.append(seconds(lambda frames=now: alone.evaluate(frames)))
-        all_.append(seconds(lambda frames=now: ranked.evaluate(frames)))
+        steps = [shaken(frames, 10 + 2 * seed + k) for k in range(2)]
+        one.append(second(alone, steps))
+        all_.append(second(ranked, steps))
     ratios = [a / b / n_ranks for a, b in zip(one, all_, strict=True)]
     t = ranked.timings
     split = {name: round(1e3 * getattr(t, name) / t.n, 3) for name in ("plan", "scatter", "compute", "wait", "gather")}

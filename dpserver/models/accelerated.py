@@ -25,7 +25,7 @@ class Accelerated(ABC):
 
     Attributes:
         error: of the tables against the embedding nets.
-        is_accurate: whether that is as asked for.
+        is_accurate: whether that is near what was aimed at.
     """
 
     error: TableError

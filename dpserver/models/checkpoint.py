@@ -348,7 +348,8 @@ def load(
         device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
         precision: `double`, `mixed` or `single`; by default the one it was trained in.
         threads: that compute on the CPU; by default one for each core available.
-        table_error: of forces, by tables of the embedding nets, relative to forces of typical size.
+        table_error: of forces, by tables of the embedding nets, relative to their typical size; what is aimed at, of
+            which ten times as much is accepted.
 
     Raises:
         ModelFileError: the file cannot be used.

@@ -66,7 +66,7 @@ class Committee:
 
         Args:
             threads: that compute; by default one for each core available.
-            table_error: of forces, relative to forces of typical size.
+            table_error: of forces that is aimed at, relative to their typical size; ten times as much is accepted.
 
         Raises:
             ConfigError: a number that is not positive.

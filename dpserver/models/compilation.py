@@ -40,7 +40,7 @@ class Compilation:
     Args:
         members: the potentials.
         threads: that compute; by default one for each core available.
-        table_error: of forces, relative.
+        table_error: of forces, relative, that is aimed at.
 
     Raises:
         ConfigError: a number that is not positive.

@@ -58,11 +58,11 @@ class Compiled(Accelerated):
     Args:
         members: the potentials, with the descriptor `se_e2_a`; their weights are copied.
         threads: that compute; None is one for each core available.
-        table_error: of forces, relative.
+        table_error: of forces, relative, that is aimed at.
 
     Attributes:
         error: of the tables against the embedding nets.
-        is_accurate: whether that is as asked for.
+        is_accurate: whether that is near what was aimed at.
     """
 
     def __init__(self, members: Sequence[Potential], threads: int | None, table_error: float) -> None:

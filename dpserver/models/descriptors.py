@@ -36,9 +36,7 @@ def make_descriptor(config: ModelConfig, generator: torch.Generator) -> Descript
     return _make_part(config, config.descriptor, generator)
 
 
-def _make_part(
-    config: ModelConfig, part: PartConfig, generator: torch.Generator
-) -> SeE2A | SeE2R | SeE3 | SeAtten:
+def _make_part(config: ModelConfig, part: PartConfig, generator: torch.Generator) -> SeE2A | SeE2R | SeE3 | SeAtten:
     """Build a descriptor that can be one of several."""
     n_species, unseen = len(config.type_map), config.pair_exclude_types
     made: SeE2A | SeE2R | SeE3 | SeAtten

@@ -16,7 +16,7 @@ import torch
 from dpserver.frames import ForceResult, Frames, Ints
 from dpserver.kernels.tables import TableError
 from dpserver.models.accelerated import Accelerated
-from dpserver.models.assembly import FINEST
+from dpserver.models.assembly import ACCEPTED, FINEST
 from dpserver.models.curves import descriptor_of
 from dpserver.models.device_batch import DeviceBatch
 from dpserver.models.device_model import Centre, DeviceModel, centre_of
@@ -37,11 +37,11 @@ class DeviceCompiled(Accelerated):
 
     Args:
         members: the potentials, on one device, with the descriptor `se_e2_a`.
-        table_error: of forces, relative.
+        table_error: of forces, relative, that is aimed at.
 
     Attributes:
         error: of the tables against the embedding nets.
-        is_accurate: whether that is as asked for.
+        is_accurate: whether that is near what was aimed at.
     """
 
     def __init__(self, members: Sequence[Potential], table_error: float) -> None:
@@ -57,7 +57,7 @@ class DeviceCompiled(Accelerated):
             centres.append([centre_of(member, c, plan, reach[c], device) for c, plan in enumerate(plans)])
             for table in (table for plan in plans for table in plan.tables):
                 self.error = self.error.largest(table.error)
-        self.is_accurate = max(self.error.value, self.error.first) <= table_error
+        self.is_accurate = max(self.error.value, self.error.first) <= ACCEPTED * table_error
         config = descriptor.config
         cutoff = torch.tensor([config.rcut, config.rcut_smth, config.env_protection], dtype=torch.float64)
         self._model = DeviceModel(centres, cutoff.to(device), members[0].network_dtype)

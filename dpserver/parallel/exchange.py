@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from enum import IntEnum
 from typing import Any, Final, Generic, TypeVar
 
@@ -27,6 +28,9 @@ HEAD: Final = 6
 """Integers in front of every message."""
 
 MOST_FORMS: Final = 16
+
+_TRANSFER: Final = 5e-3
+"""s: how long to look without a pause while a message is on its way, which it is only as long as both sides look."""
 
 
 class Tag(IntEnum):
@@ -129,6 +133,7 @@ class Channel:
         self._group = group
         self._other = other
         self._patience = patience
+        self._at_once = replace(patience, spin=_TRANSFER)
         self._sending: list[tuple[Pending, NDArray[Any]]] = []
         self._in: Floats = np.empty(0)
         self._out: Floats = np.empty(0)
@@ -155,7 +160,7 @@ class Channel:
 
     def flush(self) -> None:
         """Wait until all that was sent is through."""
-        self._patience.until_all(pending.test for pending, _ in self._sending)
+        self._at_once.until_all(pending.test for pending, _ in self._sending)
         self._sending.clear()
 
     def wait(self) -> None:
@@ -184,7 +189,7 @@ class Channel:
 
     def _receive(self, array: NDArray[Any], tag: Tag) -> None:
         pending = self._group.irecv(array, self._other, tag)
-        self._patience.until(pending.test)
+        self._at_once.until(pending.test)
 
 
 def _grown(array: Floats, n: int) -> Floats:

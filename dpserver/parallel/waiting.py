@@ -39,7 +39,7 @@ class Patience:
 
     spin: float = 2e-4
     shortest: float = 5e-5
-    longest: float = 1e-3
+    longest: float = 8e-4
     share: float = 0.02
     check: Callable[[], None] = _no_reason
     clock: Callable[[], float] = time.perf_counter
