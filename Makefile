@@ -10,10 +10,11 @@ VENV   := .venv
 PEER   := .venv-peer
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test test-peers chaos bench gpu lint format docs clean
+.PHONY: help venv demo test test-peers chaos bench gpu lint format docs clean
 .DEFAULT_GOAL := help
 
 help:
+	@echo 'make venv    the environment that all others use, .venv; a minute or two'
 	@echo 'make demo    path-integral water with i-PI; leaves demo/water.png'
 	@echo 'make test    lint and all tests'
 	@echo 'make test-peers  the tests beside DeePMD-kit; installs it into $(PEER), some GB'
@@ -24,6 +25,8 @@ help:
 	@echo 'make format  rewrite the sources as ruff wants them'
 	@echo 'make docs    build the documentation into site/'
 	@echo 'make clean   remove what these targets made'
+
+venv: $(VENV)/ready
 
 demo: $(VENV)/ready
 	$(BIN)/dpserver demo

@@ -113,7 +113,7 @@ class DPCalculator(Calculator):
         types = species_types(atoms, self.potential.species)
         cell, parameters = np.where(atoms.pbc[:, None], atoms.cell.array, 0.0), self._parameters(atoms)
         frames = Frames.single(atoms.positions, types, cell, atoms.pbc.tolist(), *parameters)
-        result = self._model.evaluate(frames)
+        result = self._model.evaluate(frames if self.dipole is None else suited(frames, self.potential))
         self.committee = result.committee
         energy = float(result.energy[0])
         results = {

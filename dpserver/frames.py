@@ -181,6 +181,10 @@ class Frames:
             )
         if not np.isfinite(self.cell).all():
             raise StructureError("a lattice vector is not finite: the barostat has probably blown up")
+        for name, owner, values in (("fparam", "frame", self.fparam), ("aparam", "atom", self.aparam)):
+            if values is not None and not np.isfinite(values).all():
+                row = int(np.argmin(np.isfinite(values).all(axis=1)))
+                raise StructureError(f"{name} of {owner} {row} is not finite ({values[row]}); give finite numbers")
         wrong = (self.types < 0) | (self.types >= n_species)
         if wrong.any():
             atom = int(np.flatnonzero(wrong)[0])
@@ -387,7 +391,7 @@ class ForceResult:
         )
 
     def is_finite(self) -> Bools:
-        """Whether every number of each frame is finite, (n_frames,), bool; a mean is so only if its members are."""
+        """Whether energy, forces and virial of each frame are finite, (n_frames,), bool; those of all members too."""
         good = np.isfinite(self.energy) & np.isfinite(self.virial).all(axis=(1, 2))
         is_sound = np.isfinite(self.forces)
         if not is_sound.all():

@@ -176,3 +176,12 @@ def test_the_dipole(tmp_path: Path) -> None:
         atoms.get_dipole_moment()
     with pytest.raises(ConfigError, match="is one of the kind polar"):
         DPCalculator(make(), dipole=make_tensors(type="polar"))
+
+
+def test_parameters_that_only_one_of_energy_and_dipole_takes() -> None:
+    dipole, frames = make_tensors(type="dipole", numb_fparam=1), structures.cubic()
+    atoms = to_atoms(frames)
+    atoms.calc = DPCalculator(make(), dipole=dipole, fparam=[0.4])
+    expected = dipole.evaluate(replace(frames, fparam=np.array([[0.4]]))).total[0]
+    np.testing.assert_allclose(atoms.get_dipole_moment(), expected, rtol=1e-12)
+    assert atoms.get_potential_energy() == pytest.approx(make().evaluate(frames).energy[0], rel=1e-12)

@@ -132,6 +132,8 @@ SINGULAR = np.array([[[6.0, 0, 0], [0, 6.0, 0], [6.0, 6.0, 0]]])
         (changed(positions=positions(np.nan)), r"position of atom 5 is not finite .*2 of 24 atoms.*blown up"),
         (changed(positions=positions(np.inf)), r"position of atom 5 is not finite"),
         (changed(cell=np.full((1, 3, 3), np.nan)), r"lattice vector is not finite.*barostat"),
+        (changed(fparam=np.array([[1.0, np.nan]])), r"fparam of frame 0 is not finite \(\[ 1\. nan\]\)"),
+        (changed(aparam=np.repeat([[0.0], [np.inf]], [7, 17], axis=0)), r"aparam of atom 7 is not finite"),
         (changed(types=np.full(24, 2)), r"atom 0 has type 2; the model knows 0 to 1"),
         (changed(types=np.full(24, -1)), r"atom 0 has type -1"),
         (changed(cell=SINGULAR), r"the cell is singular.*send zeros for an open system"),

@@ -2,6 +2,6 @@
 
 from dpserver.bench.ceiling import ceiling
 from dpserver.bench.measure import Stages, Timing, measure, stages
-from dpserver.bench.structures import imagined, moving, tiled
+from dpserver.bench.structures import composition, imagined, moving, tiled
 
-__all__ = ["Stages", "Timing", "ceiling", "imagined", "measure", "moving", "stages", "tiled"]
+__all__ = ["Stages", "Timing", "ceiling", "composition", "imagined", "measure", "moving", "stages", "tiled"]

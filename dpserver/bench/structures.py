@@ -8,22 +8,51 @@ from dataclasses import replace
 import numpy as np
 
 from dpserver.frames import Frames, Ints
+from dpserver.models.potential import Potential
 
 _USUAL: float = 0.1
 """Atoms per Å³, as in water, where nothing tells better."""
 
 
-def imagined(types: Sequence[int] | Ints, n_atoms: int, rcut: float, neighbours: float | None = None) -> Frames:
+def composition(model: Potential) -> tuple[list[int], float]:
+    """Species and density of a structure that a model is likely to have been made for.
+
+    Args:
+        model: its `sel`, where it has numbers for each species, tells how many neighbours there are of each.
+
+    Returns:
+        Types of some atoms in the right proportion, and the neighbours of an atom within the cutoff, two thirds of the
+        slots of the species that fills them first.
+    """
+    parts = list(getattr(model.descriptor, "parts", [model.descriptor]))
+    fullest = min((p for p in parts if hasattr(p, "sel")), key=lambda p: sum(p.sel) / p.rcut**3, default=None)
+    sel = None if fullest is None else fullest.sel
+    n_species = len(model.species)
+    if model.template is not None:
+        types = [model.species.index(symbol) for symbol in model.template]
+    elif sel is not None and len(sel) == n_species:
+        types = [species for species, n in enumerate(sel) for _ in range(n)]
+    else:
+        types = list(range(n_species))
+    if fullest is None or sel is None:
+        return types, _USUAL * 4 / 3 * np.pi * model.rcut**3
+    slots = np.array(sel) if len(sel) == n_species else np.full(n_species, np.inf)
+    share = np.bincount(types, minlength=n_species) / len(types)
+    most = min(float(sum(sel)), float(np.min(slots[share > 0] / share[share > 0])))
+    return types, 2 / 3 * most * (model.rcut / fullest.rcut) ** 3
+
+
+def imagined(types: Sequence[int] | Ints, n_atoms: int, rcut: float, neighbours: float) -> Frames:
     """A cube of atoms on a disturbed lattice, for a model whose structures are not at hand.
 
     Args:
         types: species of some atoms, whose composition the cube gets; their order is shuffled.
         n_atoms: how many there are to be.
-        rcut: cutoff, Å; the cube is no thinner than what makes every neighbour another atom.
-        neighbours: of an atom within the cutoff; by default those of a liquid.
+        rcut: cutoff, Å.
+        neighbours: of an atom within the cutoff.
     """
     rng = np.random.default_rng(0)
-    density = _USUAL if neighbours is None else neighbours / (4 / 3 * np.pi * rcut**3)
+    density = neighbours / (4 / 3 * np.pi * rcut**3)
     n = int(np.ceil(n_atoms ** (1 / 3)))
     sites = np.stack(np.meshgrid(*[np.arange(n)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     sites = sites[rng.permutation(n**3)[:n_atoms]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -21,7 +21,7 @@ from dpserver.cli.serve import serve
 from dpserver.cli.status import status
 from dpserver.cli.test import test
 from dpserver.cli.train import train
-from dpserver.errors import DPServerError
+from dpserver.errors import ConfigError, DPServerError
 
 _HELP = """Serve a Deep Potential to MD codes that listen for forces over the i-PI socket.
 
@@ -46,6 +46,7 @@ app.command("change-bias")(change_bias)
 app.command("import")(import_model)
 app.command("export")(export_model)
 
+_COMMANDS = {info.name or info.callback.__name__ for info in app.registered_commands if info.callback is not None}
 _OWN_OPTIONS = ("-h", "--help", "--version", "--install-completion", "--show-completion")
 
 
@@ -71,12 +72,22 @@ def with_command(arguments: list[str]) -> list[str]:
     return arguments
 
 
+def _fail(error: DPServerError) -> NoReturn:
+    console.show_error(error)
+    sys.exit(console.exit_code(error))
+
+
 def main() -> None:
     """Run the command line: the entry point of the script `dpserver`."""
     # Read by OpenMP when torch is loaded. By default its idle threads spin and take the cores from the MD code and all
     # else beside us: 8 boxes of 64 waters on two cores, shared with five other processes, took 5 s instead of 0.2 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = with_command(sys.argv[1:])
+    if _COMMANDS.intersection(arguments[:1]) and not {"-h", "--help"}.intersection(arguments):
+        try:
+            ranks.check_command(arguments[0])
+        except ConfigError as error:  # nobody has joined the job: there is none to end
+            _fail(error)
     if guard.job_size() > 1 and arguments[:1] == ["serve"]:
         guard.stand_by()
     with whole_job(arguments):
@@ -85,5 +96,4 @@ def main() -> None:
                 ranks.work()
             app(arguments, prog_name="dpserver")
         except DPServerError as error:
-            console.show_error(error)
-            sys.exit(console.exit_code(error))
+            _fail(error)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import resource
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,7 +66,7 @@ def bench(
     top = ceiling(dtype, potential.device)
     found: dict[str, Any] = {
         "model": str(model),
-        "kernels": [None if compiled is None else str(compiled) for compiled in potential.compiled()],
+        "evaluated_by": potential.evaluated_by(),
         "ceiling_gflops": {name: round(value, 1) for name, value in top.items()},
         "evaluations": [
             {**vars(timing), "us_per_atom": timing.us_per_atom, "atom_steps_per_s": timing.n_atoms / timing.median}
@@ -91,19 +93,30 @@ def _numbers(option: str, text: str) -> list[int]:
     return found
 
 
-def _maker(model: Potential | Committee, structure: Path | None) -> Any:
-    """What gives a structure of about so many atoms."""
-    from dpserver.bench import imagined, tiled
+def _maker(model: Potential | Committee, structure: Path | None) -> Callable[[int], Frames]:
+    """What gives a structure of about so many atoms, with parameters of 0 where the model takes such."""
+    import numpy as np
+
+    from dpserver.bench import composition, imagined, tiled
     from dpserver.models.committee import Committee
 
-    if structure is not None:
-        frame = _read(structure, model.species)
-        return lambda n_atoms: tiled(frame, max(round((n_atoms / frame.n_atoms) ** (1 / 3)), 1))
-    types = [model.species.index(symbol) for symbol in model.template or model.species]
+    tile = None if structure is None else _read(structure, model.species)
     first = model.members[0] if isinstance(model, Committee) else model
-    sel = getattr(first.descriptor, "sel", None)
-    neighbours = None if sel is None else 2 / 3 * sum(sel)
-    return lambda n_atoms: imagined(types, n_atoms, model.rcut, neighbours)
+    types, neighbours = composition(first)
+    takes = first.takes
+
+    def make(n_atoms: int) -> Frames:
+        if tile is None:
+            frame = imagined(types, n_atoms, model.rcut, neighbours)
+        else:
+            frame = tiled(tile, max(round((n_atoms / tile.n_atoms) ** (1 / 3)), 1))
+        return replace(
+            frame,
+            fparam=np.zeros((1, takes.n_fparam)) if takes.n_fparam else None,
+            aparam=np.zeros((frame.n_atoms, takes.n_aparam)) if takes.n_aparam else None,
+        )
+
+    return make
 
 
 def _read(path: Path, species: tuple[str, ...]) -> Frames:
@@ -144,8 +157,8 @@ def _print(found: dict[str, Any]) -> None:
     from rich import box
     from rich.table import Table
 
-    for kernels in found["kernels"]:
-        console.out.print(kernels or "evaluated by torch: there are no kernels for this model", highlight=False)
+    for what in found["evaluated_by"]:
+        console.out.print(what, highlight=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for title in ("structures", "atoms each", "ms", "µs per atom", "atoms · steps / s"):
         table.add_column(title, justify="right")

@@ -35,6 +35,9 @@ WAYS: Final = ("auto", "beads", "space")
 _AS_LONG_AS_RANK_0: Final = 3.0
 """s: until rank 0 has said what is wrong."""
 
+_FOR_ANY_NUMBER: Final = ("serve", "info", "status")
+"""Commands that a job may be started with: one shares its work out, the others only tell something."""
+
 
 class ForeignJobError(ConfigError):
     """There is no rank 0 of ours that could say what is wrong."""
@@ -51,6 +54,23 @@ def check_decompose(text: str) -> None:
     """
     if text not in WAYS:
         raise ConfigError(f"--decompose must be {', '.join(WAYS)}; got {text!r}")
+
+
+def check_command(command: str) -> None:
+    """Refuse a command of which each process of a job would run a copy; rank 0 says so, the others leave.
+
+    Raises:
+        ConfigError: such a command was given, to rank 0 of several.
+    """
+    if guard.job_size() < 2 or command in _FOR_ANY_NUMBER:
+        return
+    if guard.job_rank() > 0:
+        time.sleep(_AS_LONG_AS_RANK_0)
+        raise SystemExit(2)
+    raise ConfigError(
+        f"dpserver {command} is for one process, and {guard.job_size()} were started, each of which would do all of it "
+        "and write the same files; run it without mpirun or srun, for only dpserver serve shares its work out"
+    )
 
 
 def join() -> Team | None:
@@ -143,7 +163,6 @@ def service_of(device: str, precision: str | None, threads: int | None, backend:
 
 def _load(file: bytes, service: Service, place: Place, places: Sequence[Place]) -> ForceModel:
     """Make the model of a rank other than 0."""
-    import dpserver
     from dpserver.models import checkpoint
 
     device, threads = service.device_of(place), service.threads_of(place, places)
@@ -152,26 +171,35 @@ def _load(file: bytes, service: Service, place: Place, places: Sequence[Place]) 
         values = checkpoint.from_bytes(file)
         model = checkpoint.prepare(values, service.path, device, service.precision, threads)
     else:
-        model = dpserver.load(service.path, device, service.precision, threads, backend=service.backend)
+        model = _read(service, device, threads)
     model.warm_up()
     return _in_pieces(model)
+
+
+def _read(service: Service, device: str, threads: int | None) -> Loaded:
+    """Load the model from its file, for what is served: the same in all ranks."""
+    import dpserver
+    from dpserver.models.deepmd_kit import DeepPotModel
+
+    model = dpserver.load(service.path, device, service.precision, threads, backend=service.backend)
+    if isinstance(model, DeepPotModel):
+        model.has_atom_energy = False  # no message has a place for them
+    return model
 
 
 @contextmanager
 def loaded(team: Team | None, service: Service) -> Iterator[tuple[Loaded, Crew | None]]:
     """Load the model, in all ranks where there are several, and let them go at the end; for rank 0.
 
+    After an error they are not let go here: once it has been shown, `whole_job` has all leave with its exit code.
+
     Yields:
         The model of this rank, and the others; None for those where there are none.
     """
-    import dpserver
     from dpserver.models import checkpoint
 
-    def load(device: str, threads: int | None) -> Loaded:
-        return dpserver.load(service.path, device, service.precision, threads, backend=service.backend)
-
     if team is None:
-        yield load(service.device, service.threads), None
+        yield _read(service, service.device, service.threads), None
         return
     crew = team.crew()
     team.share(service)
@@ -183,7 +211,7 @@ def loaded(team: Team | None, service: Service) -> Iterator[tuple[Loaded, Crew |
         model = checkpoint.prepare(values, service.path, device, service.precision, threads)
     else:
         crew.send_model(b"")
-        model = load(device, threads)
+        model = _read(service, device, threads)
     yield model, crew
     team.finish(crew)
 

@@ -93,7 +93,6 @@ def serve(
     from dpserver.daemon import Daemon
     from dpserver.daemon.logs import set_up_logging
     from dpserver.daemon.mpi_driver import MPIDriver
-    from dpserver.models.deepmd_kit import DeepPotModel
     from dpserver.models.memory import memory_in_use
     from dpserver.monitor import Meter
     from dpserver.monitor.outlets import open_outlets
@@ -114,8 +113,6 @@ def serve(
         logger.info(
             "%s: knows %s, cutoff %g Å%s", model, ", ".join(potential.species), potential.rcut, _kind(potential)
         )
-        if isinstance(potential, DeepPotModel):
-            potential.has_atom_energy = False  # no message has a place for them
         potential.warm_up()
         meter.about["device"] = str(potential.device)
         meter.memory = lambda: memory_in_use(potential.device)

@@ -152,7 +152,7 @@ def train(
             trainer.save_model(output)
             _tell(f"model: {output}   (dpserver info {output}; {beside.how_to_serve(trainer.potential, output)})")
         else:
-            command = f"dpserver train {input_file} --restart {config.training.checkpoint_prefix}"
+            command = f"dpserver train {input_file} -o {output} --restart {config.training.checkpoint_prefix}"
             _tell(f"stopped at step {trainer.step} of {trainer.numb_steps}; continue with: {command}")
     _draw(Path(config.training.disp_file))
     if not is_done:

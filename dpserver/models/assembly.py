@@ -92,7 +92,7 @@ def assemble(members: Sequence[Potential], table_error: float) -> Assembly:
     """Tabulate and fold the weights of potentials of one cutoff, one `sel` and the same species.
 
     Args:
-        members: with `se_e2_a` as descriptor.
+        members: that the kernels know, see `curves.tabulated`.
         table_error: of forces, relative, that is aimed at.
     """
     dtype = np.dtype(np.float64 if members[0].network_dtype == torch.float64 else np.float32)

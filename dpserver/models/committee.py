@@ -62,7 +62,7 @@ class Committee:
         return all(member.can_cut for member in self.members)
 
     def accelerate(self, threads: int | None = None, table_error: float = TABLE_ERROR) -> None:
-        """Let `evaluate` use the CPU kernels, where they know the members; see `Compilation`.
+        """Let `evaluate` use kernels, where they know the members; see `Compilation`.
 
         Args:
             threads: that compute; by default one for each core available.
@@ -74,8 +74,12 @@ class Committee:
         self._compilation = Compilation(self.members, threads, table_error)
 
     def compiled(self) -> list[Accelerated | None]:
-        """The kernels that evaluate, one for each group of members; None where the reference does."""
+        """The kernels made at once, one for each group of members; None where there are none."""
         return [None] if self._compilation is None else [compiled for _, compiled in self._compilation.groups()]
+
+    def evaluated_by(self) -> list[str]:
+        """What evaluates, one for each group of members, in words."""
+        return ["torch"] if self._compilation is None else self._compilation.descriptions()
 
     def warm_up(self) -> None:
         """Make now what the first evaluation would have to."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from torch import Tensor
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_OF_THE_DEVICE: Final = ("OutOfMemoryError", "AcceleratorError")
+"""Torch's errors that say nothing of the kernels."""
 _ATOM: Final = Frames.single([[0.0, 0.0, 0.0]], [0])
 
 TABLE_ERROR = 1e-10
@@ -35,7 +37,7 @@ class Compilation:
     What the kernels have no form for is evaluated by `Potential.reference`: other descriptors, embedding nets too sharp
     for tables (activation functions with kinks), everything where numba is missing, and on a GPU where Triton is.
 
-    A change of weights is seen if it goes through the tensors themselves; one through `tensor.data[…]` is not.
+    A change of weights is seen if a tensor is replaced or changed in place; one through `tensor.data[…]` is not.
 
     Args:
         members: the potentials.
@@ -56,7 +58,7 @@ class Compilation:
         self._members = tuple(members)
         self._threads = threads
         self._table_error = table_error
-        self._seen: list[tuple[Tensor, int, int]] = []
+        self._seen: list[_Seen] = []
         self._groups: list[tuple[list[int], Accelerated | None]] = []
         self._stand_ins: dict[int, ByParameters | BySpecies] = {}
 
@@ -95,6 +97,19 @@ class Compilation:
         member.accelerate(self._threads, self._table_error)
         return member.evaluate
 
+    def descriptions(self) -> list[str]:
+        """What evaluates each group of members, in words."""
+        found = []
+        for numbers, compiled in self.groups():
+            member = self._members[numbers[0]]
+            if compiled is not None:
+                found.append(str(compiled))
+            elif is_foldable(member) or (is_restrictable(member) and _has_numba()):
+                found.append("kernels made for the parameters and species that come")
+            else:
+                found.append("torch: there are no kernels for this model")
+        return found
+
     def warm_up(self) -> None:
         """Make now what the first evaluation would have to: tables, and the machine code of the kernels."""
         for _, compiled in self.groups():
@@ -104,10 +119,9 @@ class Compilation:
 
     def groups(self) -> list[tuple[list[int], Accelerated | None]]:
         """Members that are evaluated together, and what evaluates them: None is the reference."""
-        if not self._groups or any(t.data_ptr() != place or t._version != v for t, place, v in self._seen):
+        if not self._groups or any(seen.has_changed() for seen in self._seen):
             self._stand_ins.clear()
-            tensors = [t for member in self._members for t in (*member.parameters(), *member.buffers())]
-            self._seen = [(t, t.data_ptr(), t._version) for t in tensors]
+            self._seen = [_Seen(*named) for member in self._members for named in _tensors(member)]
             keys: dict[Hashable, list[int]] = {}
             for k, member in enumerate(self._members):
                 keys.setdefault(_group_key(member), []).append(k)
@@ -140,6 +154,32 @@ class Compilation:
         return compiled
 
 
+class _Seen:
+    """A parameter or buffer as it was when it was compiled.
+
+    Args:
+        owner: the module's own table of such.
+        name: in it.
+        tensor: found there.
+    """
+
+    def __init__(self, owner: Mapping[str, Tensor | None], name: str, tensor: Tensor) -> None:
+        self._owner, self._name, self._tensor = owner, name, tensor
+        self._place, self._version = tensor.data_ptr(), tensor._version
+
+    def has_changed(self) -> bool:
+        """Whether another tensor is there, or it has other numbers."""
+        t = self._tensor
+        return self._owner.get(self._name) is not t or t.data_ptr() != self._place or t._version != self._version
+
+
+def _tensors(member: Potential) -> Iterator[tuple[Mapping[str, Tensor | None], str, Tensor]]:
+    """All parameters and buffers, and where they are kept."""
+    for module in member.modules():
+        for owner in (module._parameters, module._buffers):
+            yield from ((owner, name, tensor) for name, tensor in owner.items() if tensor is not None)
+
+
 def _compile_for_gpu(members: Sequence[Potential], table_error: float) -> Accelerated | None:
     """The form for a GPU, once it has answered; None, with a warning, where Triton is missing or cannot compile it."""
     try:
@@ -148,6 +188,9 @@ def _compile_for_gpu(members: Sequence[Potential], table_error: float) -> Accele
         compiled = DeviceCompiled(members, table_error)
         compiled.evaluate(_ATOM)
     except Exception as error:  # whatever a compiler may fail with
+        if isinstance(error, MemoryError) or type(error).__name__ in _OF_THE_DEVICE:
+            raise
+        logger.debug("the kernels for the GPU failed", exc_info=error)
         logger.warning(
             "the kernels for the GPU cannot be used (%s: %s); the model is evaluated by torch, many times slower",
             type(error).__name__,

@@ -56,7 +56,7 @@ class Compiled(Accelerated):
     """Potentials of one cutoff, one `sel` and the same species, compiled together.
 
     Args:
-        members: the potentials, with the descriptor `se_e2_a`; their weights are copied.
+        members: the potentials, that the kernels know, see `curves.tabulated`; their weights are copied.
         threads: that compute; None is one for each core available.
         table_error: of forces, relative, that is aimed at.
 

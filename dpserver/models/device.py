@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -20,7 +21,7 @@ from dpserver.models.assembly import ACCEPTED, FINEST
 from dpserver.models.curves import descriptor_of
 from dpserver.models.device_batch import DeviceBatch
 from dpserver.models.device_model import Centre, DeviceModel, centre_of
-from dpserver.models.planning import make_plan, reach_of
+from dpserver.models.planning import layers_of, make_plan, reach_of
 from dpserver.neighbors.cache import ListCache, Neighbourhood
 
 if TYPE_CHECKING:
@@ -53,8 +54,10 @@ class DeviceCompiled(Accelerated):
         self.error = TableError(0.0, 0.0, 0.0)
         centres: list[list[Centre]] = []
         for member in members:
-            plans = [make_plan(member, c, reach[c], dtype, table_error) for c in range(self._n_species)]
-            centres.append([centre_of(member, c, plan, reach[c], device) for c, plan in enumerate(plans)])
+            host = _on_host(member)
+            plans = [make_plan(host, c, reach[c], dtype, table_error) for c in range(self._n_species)]
+            layers = [layers_of(member, c) for c in range(self._n_species)]
+            centres.append([centre_of(host, c, plan, reach[c], layers[c]) for c, plan in enumerate(plans)])
             for table in (table for plan in plans for table in plan.tables):
                 self.error = self.error.largest(table.error)
         self.is_accurate = max(self.error.value, self.error.first) <= ACCEPTED * table_error
@@ -102,3 +105,8 @@ class DeviceCompiled(Accelerated):
                 self._batches.popitem(last=False)
         self._batches.move_to_end(key)
         return batch
+
+
+def _on_host(member: Potential) -> Potential:
+    """The same potential on the CPU, where tables and products are planned."""
+    return member if member.device.type == "cpu" else deepcopy(member).to("cpu")

@@ -15,7 +15,7 @@ from dpserver.kernels import fused
 from dpserver.models.assembly import exclusion
 from dpserver.models.curves import descriptor_of, slots_of
 from dpserver.models.networks import Layer
-from dpserver.models.planning import Plan, constant_of, layers_of, skip_of
+from dpserver.models.planning import Plan, constant_of, skip_of
 
 if TYPE_CHECKING:
     from dpserver.models.potential import Potential
@@ -92,16 +92,17 @@ class DeviceModel:
         return self.cutoff.device
 
 
-def centre_of(member: Potential, species: int, plan: Plan, reach: Floats, device: torch.device) -> Centre:
-    """Put a plan onto the device.
+def centre_of(member: Potential, species: int, plan: Plan, reach: Floats, layers: list[Layer]) -> Centre:
+    """Put a plan onto a device.
 
     Args:
-        member: that it is a plan for.
+        member: that it is a plan for, on the CPU.
         species: of the centres.
         plan: how they are evaluated.
         reach: smallest distance to each species of neighbours, Å.
-        device: to put it on.
+        layers: of their fitting net, on the device.
     """
+    device = layers[0].weight.device
     descriptor, dtype = descriptor_of(member), member.network_dtype
 
     def tensor(values: Any, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -121,14 +122,13 @@ def centre_of(member: Potential, species: int, plan: Plan, reach: Floats, device
         firsts.append(table.first)
         coefficients.append(padded.ravel())
         table_at, bin_at = table_at + padded.size, bin_at + len(table.parts)
-    davg, dstd = (t[species].cpu().numpy() for t in (descriptor.davg, descriptor.dstd))
+    davg, dstd = (t[species].numpy() for t in (descriptor.davg, descriptor.dstd))
     segments = plan.products.segments
     left = np.repeat(segments[:, 0], segments[:, 2])
     right = np.concatenate([np.arange(j, j + n) for _, j, n in segments])
     n_channels = plan.columns if plan.mix is None else plan.mix.shape[1]
     places = np.full((n_channels, n_channels), -1)
     places[left, right] = places[right, left] = np.arange(len(left))
-    layers = layers_of(member, species)
     return Centre(
         tensor(pairs, torch.int64),
         tensor(bins),

@@ -62,7 +62,9 @@ class BySpecies:
 def is_restrictable(member: Potential) -> bool:
     """Whether a potential knows more species than there can be tables for, and can be told of fewer."""
     descriptor = member.descriptor
-    return isinstance(descriptor, SeAtten) and descriptor.n_species > MOST_SPECIES and not len(descriptor.attention)
+    if not isinstance(descriptor, SeAtten) or len(descriptor.attention) or member.table is not None or member.n_aparam:
+        return False
+    return descriptor.n_species > MOST_SPECIES
 
 
 @torch.no_grad()

@@ -4,7 +4,8 @@ What the parameters add to the first layer of a fitting net is the same for all 
 
     (D, f̃) W + b = D W_D + (f̃ W_f + b),
 
-there is a potential without parameters for each set of them, and simulations have few sets.
+there is a potential without parameters for each set of them, and simulations have few sets. Its tables take longer than
+many an evaluation by the reference: a set that comes once is not worth them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import torch
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
 
 _MOST_SETS: Final = 8
 """Sets of parameters in one batch, and those whose kernels are kept; beyond them the reference is as quick."""
+_LARGE: Final = 2000
+"""Atoms in a batch from which on tables are made at once: the reference takes longer, and much memory."""
 
 Evaluate = Callable[[Frames], ForceResult]
 
 
 class ByParameters:
-    """One potential for each set of parameters that has come.
+    """One potential for each set of parameters that has come more than once; until then the reference answers.
 
     Args:
         member: takes parameters of frames, and none of atoms.
@@ -41,29 +44,41 @@ class ByParameters:
         self._member = member
         self._prepare = prepare
         self._ready: OrderedDict[bytes, Evaluate] = OrderedDict()
+        self._seen_once: OrderedDict[bytes, None] = OrderedDict()
 
     def evaluate(self, frames: Frames) -> ForceResult:
         """Energies, forces and virials of a batch; see `Potential.evaluate`."""
         member = self._member
+        member.check(frames)
         given = frames.fparam
         if given is None:
             given = np.tile(np.array(member.takes.default_fparam), (frames.n_frames, 1))
         sets, which = np.unique(given, axis=0, return_inverse=True)
         if not 1 <= len(sets) <= _MOST_SETS:
             return member.reference(frames)
-        bare = replace(frames, fparam=None)
-        if len(sets) == 1:
-            return self._of(sets[0])(bare)
-        idx = [np.flatnonzero(which.reshape(-1) == k) for k in range(len(sets))]
-        parts = [self._of(sets[k])(Frames.concatenate(bare[int(f)] for f in mine)) for k, mine in enumerate(idx)]
-        return _put_together(frames, parts, idx)
+        chosen = [self._of(fparam, frames.n_atoms) for fparam in sets]
+        if all(evaluate is None for evaluate in chosen):
+            return member.reference(frames)
+        bare, which = replace(frames, fparam=None), which.reshape(-1)
+        if chosen[0] is not None and len(sets) == 1:
+            return chosen[0](bare)
+        shares = [(np.flatnonzero(which == k), bare, do) for k, do in enumerate(chosen) if do is not None]
+        if None in chosen:
+            new = [k for k, evaluate in enumerate(chosen) if evaluate is None]
+            shares.append((np.flatnonzero(np.isin(which, new)), frames, member.reference))
+        parts = [evaluate(Frames.concatenate(given[int(f)] for f in mine)) for mine, given, evaluate in shares]
+        return _put_together(frames, parts, [mine for mine, _, _ in shares])
 
-    def _of(self, fparam: Floats) -> Evaluate:
-        """What evaluates frames with these parameters."""
+    def _of(self, fparam: Floats, n_atoms: int) -> Evaluate | None:
+        """What evaluates frames with these parameters, in a batch of so many atoms; None is the reference."""
         key = fparam.tobytes()
         if key not in self._ready:
-            while len(self._ready) >= _MOST_SETS:
-                self._ready.popitem(last=False)
+            if key not in self._seen_once and n_atoms < _LARGE:
+                _make_room(self._seen_once)
+                self._seen_once[key] = None
+                return None
+            self._seen_once.pop(key, None)
+            _make_room(self._ready)
             self._ready[key] = self._prepare(folded(self._member, fparam))
         self._ready.move_to_end(key)
         return self._ready[key]
@@ -100,6 +115,12 @@ def folded(member: Potential, fparam: Floats) -> Potential:
     found.load_state_dict(state)
     found.template, found.min_distance = member.template, member.min_distance
     return found.requires_grad_(False).eval()
+
+
+def _make_room(kept: OrderedDict[bytes, Any]) -> None:
+    """Drop what was used longest ago, so that one more is not too much."""
+    while len(kept) >= _MOST_SETS:
+        kept.popitem(last=False)
 
 
 def _first_layers(member: Potential) -> list[Layer]:

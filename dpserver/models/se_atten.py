@@ -260,5 +260,5 @@ class SeAtten(SmoothDescriptor[AttentionConfig]):
             atom = graph.name_atom(centre, int(number.argmax()))
             raise StructureError(
                 f"{atom} has {int(number.max())} neighbours within {self.rcut} Å, but the model was made for at most "
-                f"{self.n_slots} (sel); check the density, or train with a larger sel"
+                f"{self.n_slots} (sel); check the density and the order of the atoms, or train with a larger sel"
             )

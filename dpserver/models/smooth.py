@@ -174,7 +174,8 @@ class SmoothDescriptor(nn.Module, Generic[Config]):
             atom = graph.name_atom(centre, int(block.segments.counts.argmax()))
             raise StructureError(
                 f"{atom} has {block.segments.width} neighbours of type {neighbour} within {self.rcut} Å, but the model "
-                f"was made for at most {self.sel[neighbour]} (sel); check the density, or train with a larger sel"
+                f"was made for at most {self.sel[neighbour]} (sel); check the density and the order of the atoms, or "
+                "train with a larger sel"
             )
         taken = block.segments.counts
         if (centre, neighbour) in self.excluded and block.further is not None:

@@ -30,7 +30,21 @@ def pack(result: ForceResult, numbers: Floats) -> None:
 
 
 def unpack(numbers: Floats, form: Form, n_members: int) -> ForceResult:
-    """Read an answer; its arrays are views."""
+    """Read an answer; its arrays are views.
+
+    Args:
+        numbers: (packed_size,).
+        form: of what was asked.
+        n_members: of the committee that has answered; 0 is a single model.
+
+    Raises:
+        ValueError: there are more or fewer numbers.
+    """
+    if len(numbers) != (expected := packed_size(form, n_members)):
+        raise ValueError(
+            f"an answer for {form.n_frames} structures of {form.n_atoms} atoms together has {expected} numbers with "
+            f"{n_members} members; {len(numbers)} have come"
+        )
     n_frames, n_atoms = form.n_frames, form.n_atoms
     shapes: list[tuple[int, ...]] = [(n_frames,), (n_frames, 3, 3), (n_atoms, 3), (n_atoms,)]
     if n_members:
@@ -41,5 +55,5 @@ def unpack(numbers: Floats, form: Form, n_members: int) -> ForceResult:
 
 
 def _cut(numbers: Floats, shapes: Sequence[tuple[int, ...]]) -> list[Floats]:
-    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
-    return [part.reshape(shape) for part, shape in zip(np.split(numbers, ends), shapes, strict=False)]
+    starts = np.cumsum([int(np.prod(shape)) for shape in shapes[:-1]])
+    return [part.reshape(shape) for part, shape in zip(np.split(numbers, starts), shapes, strict=True)]

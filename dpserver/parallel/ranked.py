@@ -105,7 +105,7 @@ class RankedModel(Wrapped):
         self._cuts = Cuts(model.rcut, skin)
         self._balance = Balance(self._cuts)
         self._speeds = Speeds()
-        self._is_measured = False
+        self._is_measured = self._is_warming_up = False
         self._kinds: OrderedDict[tuple[int, ...], _Kind] = OrderedDict()
         self._layouts: OrderedDict[Hashable, Layout] = OrderedDict()
         self._n_layouts = 0
@@ -120,9 +120,10 @@ class RankedModel(Wrapped):
         n = 2 * self._crew.size
         atoms = Frames.single(np.arange(n)[:, None] * [self.rcut / 2, 0.0, 0.0], np.zeros(n, dtype=np.int64))
         decompose, self._decompose = self._decompose, Decompose.SPACE if self._can_cut else self._decompose
+        self._is_warming_up = True
         with contextlib.suppress(StructureError):  # the model may take parameters, or more neighbours
             self.evaluate(atoms)
-        self._decompose = decompose
+        self._decompose, self._is_warming_up = decompose, False
         self._kinds.clear()
         self._said.clear()
         self.timings = Timings(each=np.zeros(self._crew.size))
@@ -162,9 +163,14 @@ class RankedModel(Wrapped):
             errors.append(self._named(error, layout))
         marks.append(time.perf_counter())
         seconds[0] = marks[-1] - marks[-2]
-        for rank, share in enumerate(layout.shares):
-            if rank and share is not None:
-                results[rank], seconds[rank] = self._receive(rank, share, layout, errors)
+        try:
+            for rank, share in enumerate(layout.shares):
+                if rank and share is not None:
+                    results[rank], seconds[rank] = self._receive(rank, share, layout, errors)
+        except DeviceError:
+            raise
+        except Exception as error:  # some have been listened to and some have not
+            raise DeviceError(f"{self._crew.places[0]} failed to take answers in: {describe(error)}") from error
         marks.append(time.perf_counter())
         if errors:
             raise _worst(errors)
@@ -202,7 +208,7 @@ class RankedModel(Wrapped):
         if kind is None or kind.n_evaluations in _REPLAN:
             sizes = Sizes(counts, _volumes(frames), self._reach)
             plan = choose(sizes, self._crew.size, self._speeds, self._decompose)
-            if kind is None or plan.ranks != kind.plan.ranks:
+            if not self._is_warming_up and (kind is None or plan.ranks != kind.plan.ranks):
                 self._say(sizes, plan)
             kind = self._kinds[counts] = _Kind(plan, 0 if kind is None else kind.n_evaluations)
             if len(self._kinds) > _MOST_KINDS:

@@ -15,7 +15,7 @@ class RunningAverage:
     """The mean of a model's weights over its last steps.
 
     Args:
-        model: whose weights to begin with.
+        model: whose weights to begin with, in the precision of the training.
         decay: part of the mean that is kept at each step.
 
     Attributes:

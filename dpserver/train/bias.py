@@ -3,7 +3,8 @@
 set      b = argmin Σ_f (E_f - Σ_c n_fc b_c)²                of the reference energies E_f
 change   b += argmin Σ_f (E_f - Ê_f - Σ_c n_fc δ_c)²         of what the model's energies Ê_f lack
 
-with n_fc atoms of species c in frame f. Forces and virials stay as they are.
+with n_fc atoms of species c in frame f, each as far as it has the energy of its species: not at all where the species
+is excluded, in part where a table of pair energies without it takes over. Forces and virials stay as they are.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dpserver.errors import DataError
 from dpserver.frames import Floats
+from dpserver.models.graph import Graph
 from dpserver.models.potential import Potential
 from dpserver.train.data import LabelledFrames
 from dpserver.train.statistics import composition, fit_energy_bias
@@ -99,11 +102,32 @@ def _energies(
         coefficients = labels.get("atom_energy_coeff")
         atoms = potential.atom_energies(graph, graph.vectors())
         predicted = atoms if coefficients is None else coefficients * atoms
-        weight = None if coefficients is None else coefficients.cpu().numpy()
-        counts = composition(graph.frames, len(potential.species), weight)[0] * _carries_energy(potential)
+        weight = _shares(potential, graph, atoms)
+        if coefficients is not None:
+            weight = coefficients if weight is None else weight * coefficients
+        given = None if weight is None else weight.cpu().numpy()
+        counts = composition(graph.frames, len(potential.species), given)[0] * _carries_energy(potential)
         rows.append((float(labels.values["energy"][0]), float(predicted.sum()), counts, graph.frames.n_atoms))
     references, predictions, matrix, sizes = zip(*rows, strict=True)
     return np.array(references), np.array(predictions), np.array(matrix), np.array(sizes, dtype=np.float64)
+
+
+def _shares(potential: Potential, graph: Graph, energies: Tensor) -> Tensor | None:
+    """The part of its species' energy that each atom has, (n_atoms,); None where that is all of it.
+
+    Args:
+        potential: the model.
+        graph: a batch.
+        energies: of its atoms by the model as it is, (n_atoms,), eV.
+    """
+    switch = None if potential.table is None else potential.table.switch
+    if switch is None or switch.has_bias:
+        return None
+    kept = potential.energy_bias.clone()
+    potential.energy_bias += 1.0
+    shares = potential.atom_energies(graph, graph.vectors()) - energies
+    potential.energy_bias.copy_(kept)
+    return shares
 
 
 def _options(potential: Potential) -> tuple[float | None, Sequence[float | None]]:

@@ -120,11 +120,13 @@ class Trainer:
         self.potential = self.potential.to(device)
         self.optimizer = _make_optimizer(config, self.potential, self.lr(0))
         self.loss = _make_loss(config, self.potential)
-        t = config.training
-        self.average = RunningAverage(self.potential, t.ema_decay) if t.enable_ema else None
         self._interval: list[dict[str, float]] = []
         if resumed is not None:
             self._resume(resumed, str(restart))
+        t = config.training
+        self.average = RunningAverage(self.potential, t.ema_decay) if t.enable_ema else None
+        if self.average is not None and resumed is not None and "average" in resumed["resume"]:
+            self.average.load_state_dict(resumed["resume"]["average"])
 
     def lr(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
@@ -340,8 +342,6 @@ class Trainer:
         self.sampler.load_state_dict(values["resume"]["sampler"])
         if self.valid_sampler is not None and values["resume"]["valid_sampler"] is not None:
             self.valid_sampler.load_state_dict(values["resume"]["valid_sampler"])
-        if self.average is not None and "average" in values["resume"]:
-            self.average.load_state_dict(values["resume"]["average"])
         self.step = int(values["training"]["step"])
 
 

@@ -36,6 +36,7 @@ END: Final = b"E"
 
 _HELLO: Final = struct.Struct("=16si")
 _SECONDS: Final = 20.0
+_SECONDS_FOR_HELLO: Final = 2.0
 _SECONDS_TO_LEAVE: Final = 2.0
 _PATIENCE_AFTER_SILENCE: Final = ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 
@@ -79,15 +80,15 @@ class Hub:
         Raises:
             DeviceError: one does not come.
         """
-        self._server.settimeout(_SECONDS)
+        deadline = time.monotonic() + _SECONDS
         while missing := ranks - set(self._lines):
+            self._server.settimeout(max(0.0, deadline - time.monotonic()))
             try:
                 connection, _ = self._server.accept()
-                connection.settimeout(_SECONDS)
-                token, rank = _HELLO.unpack(_receive(connection, _HELLO.size))
-            except (TimeoutError, OSError, struct.error) as error:
+            except OSError as error:
                 raise DeviceError(f"ranks {sorted(missing)} have not called rank 0 within {_SECONDS:g} s") from error
-            if not secrets.compare_digest(token, self.address.token) or rank not in missing:
+            rank = self._hear(connection)
+            if rank not in missing:
                 connection.close()
                 continue
             connection.settimeout(None)
@@ -96,6 +97,15 @@ class Hub:
         with contextlib.suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)  # who stands by this rank has it open too
         self._server.close()
+
+    def _hear(self, connection: socket.socket) -> int | None:
+        """Which rank calls; None for a stranger, be it that it says nothing, or too little."""
+        try:
+            connection.settimeout(_SECONDS_FOR_HELLO)
+            token, rank = _HELLO.unpack(_receive(connection, _HELLO.size))
+        except (OSError, struct.error):
+            return None
+        return int(rank) if secrets.compare_digest(token, self.address.token) else None
 
     def watch(self, on_lost: Callable[[int, str], None], on_stop: Callable[[], None]) -> None:
         """Begin to listen, in a thread of its own.

@@ -22,7 +22,7 @@ def test_prints_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert all(0 < row["least"] <= row["median"] for row in found["evaluations"])
     assert {"edges", "moments", "products", "fitting", "sums"} <= set(found["stages_us_per_atom"])
     assert 0 < found["of_ceiling"] < 2
-    assert found["kernels"][0].startswith("CPU kernels in float32 on 1 thread")
+    assert found["evaluated_by"][0].startswith("CPU kernels in float32 on 1 thread")
 
 
 def test_prints_tables_of_a_tiled_structure(
@@ -34,6 +34,15 @@ def test_prints_tables_of_a_tiled_structure(
     assert "384" not in out
     assert "stages: edges" in out
     assert "matrix products alone" in out
+
+
+@pytest.mark.parametrize("model", ["deepmd/a.dp", "deepmd/r.dp", "deepmd/t.pth", "deepmd/h.pth", "fittings/e.pt"])
+def test_any_model_gets_a_structure_that_it_can_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    options = ("--sizes", "192", "--beads", "1", "--repeats", "1", "--threads", "1", "--json")
+    run(monkeypatch, "bench", WATER.parents[1] / "tests" / "data" / model, *options)
+    assert json.loads(capsys.readouterr().out)["evaluations"][0]["n_atoms"] == 192
 
 
 @pytest.mark.parametrize("option", ["--sizes", "--beads"])

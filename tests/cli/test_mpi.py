@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from dpserver import guard
-from dpserver.cli import app, mpi, serve
+from dpserver.cli import app, mpi, ranks, serve
 from dpserver.daemon import mpi_driver
 from dpserver.parallel import mpi as parallel_mpi
+from dpserver.parallel.communicator import Place
 from dpserver.transport import ffmpi
+from tests import fake_deepmd, structures
 from tests.cli.commands import exit_code
 from tests.fake_mpi import FakeIpi
 
@@ -26,6 +31,19 @@ class Job:
         monkeypatch.setattr(parallel_mpi, "load_mpi", lambda: module)
         monkeypatch.setattr(guard, "stand_by", lambda: None)
         monkeypatch.setattr(ffmpi, "LAST_WORDS_SECONDS", 0.0)
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets what a launcher tells its processes, and nothing else of the kind."""
+
+    def launch(**environment: str) -> None:
+        for name in [name for name in os.environ if name.startswith(("PMI", "OMPI", "SLURM"))]:
+            monkeypatch.delenv(name)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+
+    return launch
 
 
 @pytest.mark.parametrize(
@@ -111,3 +129,67 @@ def test_the_code_of_the_process_is_that_of_the_job(monkeypatch, code, expected)
     with pytest.raises(SystemExit), mpi.whole_job(["serve", "--mpi-driver"]):
         sys.exit(code)
     assert job.codes == expected
+
+
+@pytest.mark.parametrize("command", ["train", "test", "change-bias", "export", "import", "bench", "demo", "committee"])
+@pytest.mark.parametrize(
+    "job",
+    [
+        {"PMI_SIZE": "4", "PMI_RANK": "{}"},
+        {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "{}"},
+        {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "{}"},
+    ],
+    ids=["mpich", "openmpi", "slurm"],
+)
+def test_a_command_that_writes_files_is_for_one_process(launched, monkeypatch, capsys, command, job):
+    monkeypatch.setattr(ranks, "_AS_LONG_AS_RANK_0", 0.0)
+    for rank in range(4):
+        launched(**{name: value.format(rank) for name, value in job.items()})
+        assert exit_code(monkeypatch, command, "input.json") == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        if rank:
+            assert said.err == ""
+            continue
+        assert said.err.startswith(f"error: dpserver {command} is for one process, and 4 were started")
+        assert "run it without mpirun" in said.err
+        assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "complaint"),
+    [
+        (["--help"], 0, ""),
+        (["--version"], 0, ""),
+        (["train", "--help"], 0, ""),
+        (["test", "-h"], 0, ""),
+        (["info", "nowhere.pt"], 3, "nowhere.pt does not exist"),
+        (["trian", "input.json"], 2, "Did you mean 'train'?"),
+    ],
+)
+def test_what_only_tells_something_is_for_any_number(launched, monkeypatch, capsys, arguments, code, complaint):
+    Job(monkeypatch)
+    launched(PMI_SIZE="4", PMI_RANK="0")
+    assert exit_code(monkeypatch, *arguments) == code
+    assert complaint in " ".join(capsys.readouterr().err.split())
+
+
+def test_one_task_of_slurm_is_one_process(launched, monkeypatch, capsys):
+    launched(SLURM_NTASKS="4", SLURM_STEP_NUM_TASKS="1", SLURM_PROCID="0")
+    exit_code(monkeypatch, "train", "nowhere.json")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "nowhere.json" in said
+    assert "for one process" not in said
+
+
+def test_all_ranks_leave_the_energies_of_atoms_out(monkeypatch, tmp_path):
+    """DeePMD-kit takes long for them, and no message has a place for them."""
+    fake_deepmd.install(monkeypatch)
+    file = tmp_path / "graph.pb"
+    file.write_text("a model")
+    service = ranks.service_of("cpu", None, 1, "deepmd", file)
+    place = Place(1, "here", os.getpid(), 0, 1, (0, 1))
+    with ranks.loaded(None, service) as (model, _):
+        results = [m.evaluate(structures.cubic()) for m in (model, ranks._load(b"", service, place, [place, place]))]
+    for result in results:
+        assert np.isnan(result.atom_energy).all()

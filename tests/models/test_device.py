@@ -16,6 +16,7 @@ pytest.importorskip("triton")
 
 from dpserver.errors import StructureError
 from dpserver.frames import ForceResult, Frames
+from dpserver.models import device
 from dpserver.models.device import DeviceCompiled
 from dpserver.models.potential import Potential
 from tests import structures
@@ -124,6 +125,17 @@ def test_atoms_without_neighbours() -> None:
     model = scaled(potential(), structures.molecule())
     frames = Frames.concatenate([structures.atom(0), structures.atom(1)])
     assert_same(DeviceCompiled([model], 1e-9).evaluate(frames)[0], model.reference(frames), 1e-8)
+
+
+def test_nothing_of_the_plan_is_made_of_what_is_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors of the device `meta` have no numbers at all: whoever reads one is found out."""
+    model = potential()
+    monkeypatch.setattr(device, "_on_host", lambda _: model)
+    compiled = DeviceCompiled([copy.deepcopy(model).to("meta")], 1e-9)
+    assert compiled.is_accurate
+    for name, value in vars(compiled._model.centres[0][0]).items():
+        if isinstance(value, torch.Tensor):
+            assert value.device.type == "meta", name
 
 
 COMPILE = """

@@ -29,7 +29,7 @@ def water() -> Frames:
     return replace(frames, types=np.array(WATER)[frames.types])
 
 
-def make(model: dict[str, Any] | None = None, **descriptor: Any) -> Potential:
+def make(model: dict[str, Any] | None = None, *, scales: bool = True, **descriptor: Any) -> Potential:
     shape = {"type": "se_atten_v2", "sel": 75, "rcut": 4.0, "neuron": [4, 8], "axis_neuron": 3, "attn_layer": 0}
     config = {
         "type_map": SPECIES,
@@ -42,7 +42,7 @@ def make(model: dict[str, Any] | None = None, **descriptor: Any) -> Potential:
     potential.descriptor.davg[:, 0] = 0.03 + 0.04 * torch.rand(len(SPECIES), generator=generator)
     potential.descriptor.dstd[:] = 0.08 + 0.04 * torch.rand(len(SPECIES), 1, generator=generator)
     potential.min_distance[:] = 0.8
-    return scaled(potential, water()).requires_grad_(False)
+    return (scaled(potential, water()) if scales else potential).requires_grad_(False)
 
 
 @pytest.mark.parametrize(
@@ -91,11 +91,15 @@ def test_with_too_many_at_once_the_reference_answers() -> None:
     np.testing.assert_array_equal(potential.evaluate(mixed).forces, potential.reference(mixed).forces)
 
 
-def test_changed_weights_are_seen() -> None:
+@pytest.mark.parametrize("is_in_place", [True, False])
+def test_changed_weights_are_seen(is_in_place: bool) -> None:
     potential, frames = make(), water()
     potential.accelerate(threads=1)
     before = potential.evaluate(frames).energy
-    potential.energy_bias += 1.0
+    if is_in_place:
+        potential.energy_bias += 1.0
+    else:
+        potential.energy_bias = potential.energy_bias + 1.0
     np.testing.assert_allclose(potential.evaluate(frames).energy - before, np.bincount(frames.frame_idx), rtol=1e-9)
 
 
@@ -107,7 +111,9 @@ def test_a_type_that_does_not_exist_is_refused() -> None:
 
 
 def test_which_can_be_told_of_fewer() -> None:
+    assert is_restrictable(make())
     assert not is_restrictable(make(attn_layer=1))
+    assert not is_restrictable(make(model={"fitting_net": {"neuron": [10], "numb_aparam": 1}}, scales=False))
     other = Potential(parse(ModelConfig, {"type_map": ["O"], "descriptor": {"type": "se_e2_a", "sel": [9]}}))
     with pytest.raises(TypeError, match="species of SeE2A cannot be left out"):
         restricted(other, [0])

@@ -11,6 +11,7 @@ import torch
 
 from dpserver.errors import ConfigError, StructureError
 from dpserver.frames import Floats, Frames
+from dpserver.models import folding
 from dpserver.models.committee import Committee
 from dpserver.models.parameters import Takes, suited, taken_by
 from dpserver.models.potential import Potential
@@ -197,6 +198,8 @@ def test_kernels_know_parameters_of_frames(monkeypatch: pytest.MonkeyPatch) -> N
     cases = [frames, alike, replace(frames, fparam=None), frames[3]]
     expected = [potential.reference(case) for case in cases]
     potential.accelerate(1)
+    for _ in range(2):
+        potential.evaluate(frames)
     monkeypatch.setattr(Potential, "reference", lambda *_: pytest.fail("the reference was asked"))
     for case, result in zip(cases, expected, strict=True):
         found = potential.evaluate(case)
@@ -208,13 +211,47 @@ def test_changed_weights_are_folded_anew() -> None:
     potential = parametrised(numb_fparam=1)
     frames = with_parameters(structures.cubic(), 1)
     potential.accelerate(1)
-    before = potential.evaluate(frames).energy
+    before = [potential.evaluate(frames) for _ in range(2)][-1].energy
     with torch.no_grad():
         potential.fitting[0][0].weight[-1] += 0.1
-    after = potential.evaluate(frames)
+    after = [potential.evaluate(frames) for _ in range(2)][-1]
     assert abs(after.energy[0] - before[0]) > 1e-4
     expected = potential.reference(frames)
     assert_close(after, expected.energy, expected.forces, expected.virial, TABULATED)
+
+
+def test_only_parameters_that_come_again_are_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    potential = parametrised(numb_fparam=1)
+    made: list[float] = []
+    fold = folding.folded
+    monkeypatch.setattr(folding, "folded", lambda m, fparam: made.append(float(fparam[0])) or fold(m, fparam))
+    frame, pair = structures.molecule(), Frames.concatenate([structures.molecule()] * 3)
+    potential.accelerate(1)
+
+    def check(frames: Frames, *values: float) -> None:
+        given = replace(frames, fparam=np.array(values)[:, None])
+        found, expected = potential.evaluate(given), potential.reference(given)
+        assert_close(found, expected.energy, expected.forces, expected.virial, TABULATED)
+
+    for k in range(20):  # a ramp: none comes again
+        check(frame, 0.1 * k)
+    assert made == []
+    check(pair, 7.0, 8.0, 7.0)
+    check(pair, 7.0, 9.0, 7.0)  # one folded, one by the reference
+    assert made == [7.0]
+    check(frame, 9.0)
+    check(frame, 7.0)
+    assert made == [7.0, 9.0]
+
+
+def test_a_large_structure_is_not_left_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    potential = parametrised(numb_fparam=1)
+    frames = with_parameters(structures.cubic(), 1)
+    expected = potential.reference(frames)
+    potential.accelerate(1)
+    monkeypatch.setattr(folding, "_LARGE", frames.n_atoms)
+    monkeypatch.setattr(Potential, "reference", lambda *_: pytest.fail("the reference was asked"))
+    assert_close(potential.evaluate(frames), expected.energy, expected.forces, expected.virial, TABULATED)
 
 
 def test_many_sets_of_parameters_are_left_to_the_reference() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from dpserver.engine.runner import Runner
 from dpserver.errors import ConfigError, DeviceError, ModelFileError, StructureError
 from dpserver.frames import ForceResult, Frames
+from dpserver.parallel.packing import unpack
 from dpserver.parallel.plan import Decompose
 from tests import structures
 from tests.ranks import Springs, ranked
@@ -209,6 +211,28 @@ def test_an_unexpected_error_names_the_rank_and_ends_the_service(rank):
         with pytest.raises(DeviceError, match=rf"rank {rank} \(process \d+ on here\) failed: ZeroDivisionError: by"):
             found.evaluate(beads)
         agree(found.evaluate(structures.triclinic()), Springs().evaluate(structures.triclinic()))
+
+
+def test_answers_that_are_left_end_the_service(monkeypatch):
+    """Memory that is full while one of them is read: asked again, the ranks would fall out of step."""
+    answers = []
+
+    def first_fails(*given):
+        answers.append(given)
+        if len(answers) == 1:
+            raise MemoryError("no room")
+        return unpack(*given)
+
+    beads = Frames.concatenate(structures.water(seed=k) for k in range(6))
+    monkeypatch.setattr("dpserver.parallel.ranked.unpack", first_fails)
+    n_threads = threading.active_count()
+    with (
+        pytest.raises(DeviceError, match=r"rank 0 .* failed to take answers in: MemoryError: no room"),
+        ranked(Springs(), 3, lambda rank, file: Springs(), decompose=Decompose.BEADS) as found,
+    ):
+        found.evaluate(beads)
+    assert len(answers) == 1
+    assert threading.active_count() == n_threads
 
 
 @pytest.mark.parametrize("kind", [ModelFileError, DeviceError, ConfigError])

@@ -84,7 +84,10 @@ CASES: dict[str, Case] = {
     ),
     "hybrid": Case({"type": "hybrid", "list": [_A, _R]}),
     "hybrid of cutoffs": Case(
-        {"type": "hybrid", "list": [_A, {**_R, "rcut": 3.3}, {"type": "se_e3", **_SMOOTH, "rcut": 2.5, "neuron": [2, 4]}]}
+        {
+            "type": "hybrid",
+            "list": [_A, {**_R, "rcut": 3.3}, {"type": "se_e3", **_SMOOTH, "rcut": 2.5, "neuron": [2, 4]}],
+        }
     ),
     "hybrid of se_atten": Case({"type": "hybrid", "list": [_R, {**_ATTEN, "attn_layer": 0}]}, files=_TORCH),
 }

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dpserver.errors import DataError
 from dpserver.models.config import ModelConfig, parse
@@ -12,6 +13,7 @@ from dpserver.train.bias import change_bias, set_bias
 from dpserver.train.data import LabelledFrames, read_system
 from dpserver.train.systems import System
 from tests import structures
+from tests.models.test_pair_table import make as make_with_table
 from tests.train import teacher
 
 
@@ -91,6 +93,21 @@ def test_species_without_energy_do_not_count(mixed):
     counts = np.array([np.bincount(s.data.frames.types, minlength=2) for s in mixed]) * [1, 0]
     energy = np.array([s.data.energy[0] for s in mixed])
     assert model.energy_bias.numpy() == pytest.approx(np.linalg.lstsq(counts, energy, rcond=None)[0])
+
+
+@pytest.mark.parametrize("is_set", [False, True])
+def test_a_table_without_the_energies_of_the_species_takes_their_part(mixed, is_set):
+    model = make_with_table(srtab_add_bias=False, smin_alpha=0.15, sw_rmin=0.5, sw_rmax=2.2)
+    kept = model.energy_bias.clone()
+    references = np.array([model.evaluate(s.data.frames).energy[0] for s in mixed])
+    model.energy_bias += torch.tensor([3.0, -0.5])
+    for system, energy in zip(mixed, references, strict=True):
+        system.data.energy[:] = energy
+    change = change_bias(model, mixed, is_set=is_set)
+    left = [(model.evaluate(s.data.frames).energy[0] - s.data.energy[0]) / s.data.frames.n_atoms for s in mixed]
+    assert change.error_after == pytest.approx(np.sqrt(np.mean(np.square(left))), abs=1e-9)
+    if not is_set:
+        assert model.energy_bias.numpy() == pytest.approx(kept.numpy(), abs=1e-8)
 
 
 def test_only_some_frames_are_taken_on_demand(tmp_path: Path, potential):

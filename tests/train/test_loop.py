@@ -181,6 +181,22 @@ def test_the_mean_of_the_weights_is_written_beside_them(tmp_path):
     assert (torch.cat([w.flatten() for w in again.average.weights.values()]) == found).all()
 
 
+@pytest.mark.parametrize(("before", "after"), [("double", "mixed"), ("mixed", "double")])
+def test_the_mean_of_the_weights_goes_on_in_another_precision(tmp_path, before, after):
+    path = teacher.write_input(tmp_path, enable_ema=True, numb_steps=2, save_freq=1)
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "dpserver": {"precision": before}}))
+    trainer(tmp_path).run()
+    path.write_text(json.dumps({**values, "dpserver": {"precision": after}}))
+    again = trainer(tmp_path, tmp_path / "model.ckpt-1.pt")
+    assert again.average is not None
+    stored = checkpoint.read(tmp_path / "model.ckpt-1.pt")["resume"]["average"]
+    for name, mean in again.average.weights.items():
+        assert mean.dtype == dict(again.potential.named_parameters())[name].dtype
+        assert (mean == stored[name].to(mean.dtype)).all()
+    assert again.run()
+
+
 def test_generalized_forces_need_as_many_coordinates_as_they_have(tmp_path):
     values = json.loads(teacher.write_input(tmp_path).read_text())
     for k in range(2):

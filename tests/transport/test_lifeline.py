@@ -107,6 +107,24 @@ def test_strangers_are_turned_away():
         connection.close()
 
 
+@pytest.mark.parametrize("said", [None, b"", b"x"])
+def test_a_stranger_that_says_too_little_keeps_nobody_out(monkeypatch, said):
+    """One that leaves at once, as who looks for open ports does, and ones that stay and do not say who they are."""
+    monkeypatch.setattr(lifeline, "_SECONDS_FOR_HELLO", 0.05)
+    hub = Hub(1, is_one_node=True)
+    stranger = socket.create_connection((hub.address.host, hub.address.port))
+    if said is None:
+        stranger.close()
+    else:
+        stranger.sendall(said)
+    friend = Line(1)
+    assert friend.call(hub.address) is None
+    hub.accept({1})
+    assert set(hub._lines) == {1}
+    for connection in (*hub._lines.values(), stranger, friend._connection):
+        connection.close()
+
+
 def test_who_cannot_reach_rank_0_says_why(monkeypatch):
     line = Line(4)
     with socket.socket() as nobody:

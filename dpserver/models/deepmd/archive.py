@@ -198,6 +198,9 @@ def read_archive(path: Path, is_wanted: re.Pattern[str]) -> Module:
             found = {name: t for name, t in _tensor_records(top) if is_wanted.fullmatch(name)}
             arrays = {name: tensors.read(name, tensor) for name, tensor in found.items()}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, KeyError) as error:
+        with path.open("rb") as stream:
+            if stream.read(2) != b"PK":
+                raise ModelFileError("it is no archive, as such a model is; is it the right file?") from None
         raise ModelFileError(f"it is cut short or damaged: {error}; copy it again") from None
     plain = {k: v for k, v in top.attributes.items() if isinstance(v, str | int | float | list | tuple)}
     inner = top.attributes.get("atomic_model")

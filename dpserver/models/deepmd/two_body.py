@@ -172,7 +172,7 @@ class SeE2RForm(_TwoBody):
     def dump(self, descriptor: nn.Module, types: list[str], precision: str) -> Tree:
         """The section of a tree that describes a descriptor."""
         if not cast(SeE2R, descriptor).config.type_one_side:
-            raise cannot_dump("a se_e2_r model with type_one_side false")
+            raise cannot_dump('a se_e2_r model with type_one_side false (train it with "type_one_side": true)')
         return super().dump(descriptor, types, precision)
 
     def of_tensors(self, given: Tree, tensors: Mapping[str, Array], prefix: str, n_types: int) -> Tree:

@@ -21,6 +21,8 @@ from dpserver.train.formats.folders import Folder
 from dpserver.train.labels import FIELDS, TENSORS
 
 _MIXED: Final = "real_atom_types.npy"
+_MOST_GUESSED: Final = 12
+"""Types of which all choices are tried; there are 2ⁿ of n."""
 
 
 def read_deepmd(folder: Folder, species: tuple[str, ...], selected: Collection[str] | None = None) -> Contents:
@@ -133,6 +135,12 @@ class _Layout:
             mask = np.isin(self.listed, [k for k, name in enumerate(self.names) if name in self.selected])
             return mask if mask.sum() == n_wanted else None
         used, counts = np.unique(self.listed, return_counts=True)
+        advice = "write one for each atom, with zeros where there is none"
+        if len(used) > _MOST_GUESSED:
+            raise DataError(
+                f"{file}: has numbers for {n_wanted} of {len(self.listed)} atoms, and of {len(used)} types it is not "
+                f"tried which they may be; {advice}"
+            )
         choices = [
             subset
             for size in range(1, len(used))
@@ -143,7 +151,7 @@ class _Layout:
             options = " or ".join("+".join(self.names[used[k]] for k in subset) for subset in choices[:3])
             raise DataError(
                 f"{file}: has numbers for {n_wanted} of {len(self.listed)} atoms, which may be those of {options}; "
-                "write one for each atom, with zeros where there is none"
+                f"{advice}"
             )
         return np.isin(self.listed, used[list(choices[0])]) if choices else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -53,6 +54,8 @@ def read_lmdb(path: Path, species: tuple[str, ...]) -> Contents:
             _check_size(environment, path)
             metadata = _unpacked(msgpack, transaction.get(_METADATA), f"{path}: __metadata__")
             names = metadata.get("type_map") or list(species)
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise DataError(f"{path}: __metadata__: expected a list of names as type_map, got {str(names)[:80]}")
             records = _records(msgpack, transaction, metadata, path)
             frames = [_contents(record, names, species, name) for name, record in records]
     except lmdb.Error as error:
@@ -90,13 +93,11 @@ def _records(
     n_frames, form = metadata.get("nframes"), metadata.get("frame_idx_fmt", "012d")
     if type(n_frames) is not int or n_frames < 0 or not isinstance(form, str):
         raise DataError(f"{path}: __metadata__: expected the number nframes, got {n_frames!r}")
+    if not re.fullmatch("0?[0-9]{0,3}d", form):
+        raise DataError(f"{path}: __metadata__: {form[:80]!r} is no format of a number, such as '012d' is")
     for k in range(n_frames):
-        try:
-            key = format(k, form).encode()
-        except ValueError:
-            raise DataError(f"{path}: __metadata__: {form!r} is no format of a number") from None
         name = f"{path}, frame {k}"
-        yield name, _unpacked(msgpack, transaction.get(key), name)
+        yield name, _unpacked(msgpack, transaction.get(format(k, form).encode()), name)
 
 
 def _contents(record: Mapping[str, Any], names: Sequence[str], species: tuple[str, ...], name: str) -> Contents:

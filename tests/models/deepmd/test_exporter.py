@@ -107,7 +107,7 @@ def test_what_deepmd_kit_has_no_place_for(tmp_path: Path) -> None:
     config = parse(ModelConfig, {"type_map": ["O", "H"], "descriptor": descriptor})
     with pytest.raises(ConfigError, match="loc_frame cannot be exported"):
         deepmd.save(tmp_path / "m.dp", Potential(config))
-    with pytest.raises(ConfigError, match="type_one_side false cannot be exported"):
+    with pytest.raises(ConfigError, match=r"type_one_side false .* cannot be exported"):
         deepmd.save(tmp_path / "m.dp", make(type="se_e2_r", type_one_side=False))
     with pytest.raises(ConfigError, match="cannot write"):
         deepmd.save(tmp_path / "nowhere" / "m.dp", make())

@@ -247,6 +247,13 @@ def test_vectors_that_may_be_those_of_either_species(tmp_path: Path) -> None:
         read_system(tmp_path / "a", WATER)
 
 
+def test_which_of_very_many_species_have_vectors_is_not_guessed(tmp_path: Path) -> None:
+    names = tuple(f"X{k}" for k in range(40))
+    write_npy(tmp_path / "a", types=list(range(40)), names=names, atomic_dipole=np.ones((4, 60)))
+    with pytest.raises(DataError, match=r"has numbers for 20 of 40 atoms, and of 40 types .*; write one for each atom"):
+        read_system(tmp_path / "a", names)
+
+
 @pytest.mark.parametrize("selected", [None, ("H",)])
 def test_vectors_of_no_species(tmp_path: Path, selected: tuple[str, ...] | None) -> None:
     write_npy(tmp_path / "a", types=[0, 0, 1, 1, 1], atomic_dipole=np.ones((4, 12)))

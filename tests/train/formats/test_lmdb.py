@@ -138,6 +138,11 @@ def test_records_that_do_not_fit(tmp_path: Path, more: dict[str, Any], expected:
         ({"nframes": "2"}, "expected the number nframes, got '2'"),
         ({"nframes": 0}, "holds no frame"),
         ({"frame_idx_fmt": "Q"}, "'Q' is no format of a number"),
+        ({"frame_idx_fmt": "9999d"}, "'9999d' is no format of a number"),
+        ({"frame_idx_fmt": ".3f"}, r"'\.3f' is no format of a number"),
+        ({"type_map": 7}, "expected a list of names as type_map, got 7"),
+        ({"type_map": ["O", 1]}, r"expected a list of names as type_map, got \['O', 1\]"),
+        ({"type_map": {"O": 0}}, "expected a list of names as type_map"),
     ],
 )
 def test_metadata_that_does_not_fit(tmp_path: Path, metadata: dict[str, Any], expected: str) -> None:
