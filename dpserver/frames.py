@@ -184,7 +184,7 @@ class Frames:
         for name, owner, values in (("fparam", "frame", self.fparam), ("aparam", "atom", self.aparam)):
             if values is not None and not np.isfinite(values).all():
                 row = int(np.argmin(np.isfinite(values).all(axis=1)))
-                raise StructureError(f"{name} of {owner} {row} is not finite ({values[row]}); give finite numbers")
+                raise StructureError(f"{name} of {owner} {row}: expected finite numbers, got {values[row]}")
         wrong = (self.types < 0) | (self.types >= n_species)
         if wrong.any():
             atom = int(np.flatnonzero(wrong)[0])

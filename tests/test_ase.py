@@ -179,7 +179,7 @@ def test_the_dipole(tmp_path: Path) -> None:
 
 
 def test_parameters_that_only_one_of_energy_and_dipole_takes() -> None:
-    dipole, frames = make_tensors(type="dipole", numb_fparam=1), structures.cubic()
+    dipole, frames = make_tensors(type="dipole", numb_fparam=1, default_fparam=[0.5]), structures.cubic()
     atoms = to_atoms(frames)
     atoms.calc = DPCalculator(make(), dipole=dipole, fparam=[0.4])
     expected = dipole.evaluate(replace(frames, fparam=np.array([[0.4]]))).total[0]

@@ -243,8 +243,6 @@ def _check(system: LabelledFrames) -> None:
         raise DataError(f"{system.name}: {error}") from None
     f = system.frames
     values = {label: (array, LABELS[label].is_atomic) for label, array in system.labels.items()}
-    values |= {"fparam": (f.fparam, False)} if f.fparam is not None else {}
-    values |= {"aparam": (f.aparam, True)} if f.aparam is not None else {}
     for label, (array, is_atomic) in values.items():
         if label == "copies" and not (((array >= 0) & (array == np.trunc(array))).all() and array.any()):
             raise DataError(f"{system.name}: copies (numb_copy.npy): expected whole numbers from 0, not all of them 0")
