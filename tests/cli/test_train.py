@@ -58,7 +58,7 @@ def test_ctrl_c_saves_and_restart_finishes(tmp_path):
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
-    assert "continue with: dpserver train input.json --restart model.ckpt" in stderr
+    assert "continue with: dpserver train input.json -o w.pt --restart model.ckpt" in stderr
     (checkpoint,) = tmp_path.glob("model.ckpt-*.pt")
     step = int(checkpoint.stem.rpartition("-")[2])
     values = json.loads((tmp_path / "input.json").read_text())

@@ -40,7 +40,7 @@ def test_it_looks_without_a_pause_first_and_then_ever_more_rarely():
     patience(time).until(lambda: time.now > 0.5)
     assert time.pauses[0] == pytest.approx(5e-5)
     assert all(a <= b for a, b in pairwise(time.pauses))
-    assert time.pauses[-1] == 1e-3
+    assert time.pauses[-1] == Patience.longest
     assert time.now - 0.5 < 1.1e-3
 
 
