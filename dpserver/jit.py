@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar, cast
 
 import numba
 from numba.core import caching
+from numba.core.registry import cpu_target
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -29,6 +30,28 @@ def jit(function: F) -> F:
 def jit_reordered(function: F) -> F:
     """Compile like `jit` a function whose sums may be taken in another order, so that they can use vectors."""
     return _compiled(function, {"contract", "reassoc", "nsz"})
+
+
+@functools.cache
+def compiles_with(feature: str) -> bool:
+    """Whether numba compiles for a CPU that has an instruction set, as LLVM calls it.
+
+    That may be fewer than this machine has: NUMBA_CPU_NAME, NUMBA_CPU_FEATURES and NUMBA_ENABLE_AVX decide. What a
+    CPU's name alone stands for is not counted.
+    """
+    return f"+{feature}" in _target()[2].split(",")
+
+
+def compiles_for_x86() -> bool:
+    """Whether numba compiles for a CPU of that family, of 32 or 64 bits."""
+    return _target()[0].startswith(("x86", "i386", "i486", "i586", "i686"))
+
+
+def _target() -> tuple[str, str, str]:
+    """What numba compiles for: LLVM's triple, the name of the CPU and its features."""
+    codegen: Any = cpu_target.target_context.codegen()
+    triple, name, features = codegen.magic_tuple()
+    return triple, name, features
 
 
 def _compiled(function: F, fastmath: set[str]) -> F:

@@ -1,83 +1,90 @@
-"""The smooth descriptor and its fitting nets on CPU cores: energies of atoms, and derivatives by edge vectors.
+"""What the kernels of all descriptors have in common: blocks of atoms, and the sums that follow.
 
-Threads take blocks of atoms of one species through all stages, there (`edges`, `fitting`) and back, while their data
-are in cache. No stage adds to what another atom owns, and every number is summed in an order of its own atom: results
-are the same to the last bit however many threads and whatever blocks there are. Positions, distances, and the
-sums that make forces, energies and virials are in float64; tables, moments and nets in the dtype of `Model.weights`.
+Threads take blocks of atoms of one species through all stages, there and back, while their data are in cache. No stage
+adds to what another atom owns, and every number is summed in an order of its own atom: results are the same to the last
+bit however many threads and whatever blocks there are. Positions, distances, and the sums that make forces, energies
+and virials are in float64; tables, moments and nets in the dtype of `Nets.weights`.
+
+There is a module for each kind of descriptor, with a `run_blocks` of its own: `angular`, `radial`, `local_frames`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Final
-
-import numpy as np
+from typing import Any, Final, Protocol
 
 from dpserver.frames import Floats, Ints
 from dpserver.jit import jit
 from dpserver.kernels import simd
-from dpserver.kernels.edges import find_edges, find_gradients, find_moments, find_places, finish_edges
-from dpserver.kernels.fitting import find_energies, find_inputs, find_moment_gradients, fit, fit_backward
-from dpserver.kernels.layout import Batch, Model, Output, Workspace
+from dpserver.kernels.layout import Batch, Output
 
 _ROWS: Final = simd.TILE_ROWS
+_Vector = tuple[float, float, float]
+Virial = tuple[float, float, float, float, float, float]
+"""Sums over the edges of an atom while they are made: xx yy zz, and twice xy xz yz, eV."""
+NO_VIRIAL: Final = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+class Kernels(Protocol):
+    """The kernels of one kind of descriptor, a module."""
+
+    @property
+    def STAGES(self) -> tuple[str, ...]:  # a constant of the module
+        """What `stages` tells apart."""
+
+    def run_blocks(self, counter: Ints, model: Any, batch: Batch, output: Output, space: Any) -> None:
+        """Take blocks until there are none left, and every stage on each; for several threads at once.
+
+        Args:
+            counter: of the blocks given out, (1,), shared by the threads.
+            model: the numbers of all members.
+            batch: the atoms.
+            output: where results go, shared by the threads.
+            space: of this thread.
+        """
+
+    def stages(
+        self, model: Any, batch: Batch, output: Output, space: Any, block: int
+    ) -> Iterator[tuple[str, Callable[[], None]]]:
+        """The stages of `run_blocks` for one block, each with what runs it; to see where the time goes."""
 
 
 @jit
-def run_blocks(counter: Ints, model: Model, batch: Batch, output: Output, space: Workspace) -> None:
-    """Take blocks until there are none left, and every stage on each; for several threads at once.
+def clear_edges(batch: Batch, output: Output, i: int, n_species: int, member: int) -> None:
+    """Let the derivatives of an atom's energy by its edges be 0, as they are beyond the cutoff."""
+    output.edge_gradient[member, batch.starts[i * n_species] : batch.starts[(i + 1) * n_species]] = 0
+
+
+@jit
+def add_edge(target: Floats, virial: Virial, slot: int, r: _Vector, g: _Vector) -> Virial:
+    """Write dE/dr of an edge; find what its atom's edges so far and this one add to the virial.
 
     Args:
-        counter: of the blocks given out, (1,), shared by the threads.
-        model: the numbers of all members.
-        batch: the atoms.
-        output: where results go, shared by the threads.
-        space: of this thread.
+        target: `Output.edge_gradient` of a member.
+        virial: of the edges so far.
+        slot: the edge.
+        r: its vector, Å.
+        g: dE/dr, eV/Å.
     """
-    where = np.zeros(3, dtype=np.int64)
-    while True:
-        block = simd.take_number(counter)
-        if block >= len(batch.blocks):
-            return
-        low, high, centre = batch.blocks[block]
-        n_rows = high - low
-        find_edges(model, batch, output, space, low, high, centre)
-        for member in range(len(model.norm)):
-            where[0], where[1], where[2] = -(-n_rows // _ROWS) * _ROWS, member, centre
-            find_places(model, space, n_rows, member, centre)
-            find_moments(model, space, n_rows, member, centre)
-            find_inputs(model, space, n_rows, member, centre)
-            fit(model, space, where[0], member, centre)
-            find_energies(model, batch, output, space, low, high, where)
-            fit_backward(model, space, where[0], member, centre)
-            find_moment_gradients(model, space, n_rows, member, centre)
-            find_gradients(model, space, n_rows, member, centre)
-            finish_edges(model, batch, output, space, low, high, where)
+    x, y, z = r
+    gx, gy, gz = g
+    target[slot, 0], target[slot, 1], target[slot, 2] = gx, gy, gz
+    xx, yy, zz, xy, xz, yz = virial
+    return (
+        xx - gx * x,
+        yy - gy * y,
+        zz - gz * z,
+        xy - (gx * y + gy * x),
+        xz - (gx * z + gz * x),
+        yz - (gy * z + gz * y),
+    )
 
 
-STAGES: Final = ("edges", "moments", "products", "fitting", "back to moments", "back to edges")
-"""What `stages` tells apart."""
-
-
-def stages(
-    model: Model, batch: Batch, output: Output, space: Workspace, block: int
-) -> Iterator[tuple[str, Callable[[], None]]]:
-    """The stages of `run_blocks` for one block, each with what runs it; to see where the time goes."""
-    low, high, centre = map(int, batch.blocks[block])
-    n_rows, filled = high - low, -(-(high - low) // _ROWS) * _ROWS
-    yield "edges", partial(find_edges, model, batch, output, space, low, high, centre)
-    for member in range(len(model.norm)):
-        where = np.array([filled, member, centre])
-        yield "edges", partial(find_places, model, space, n_rows, member, centre)
-        yield "moments", partial(find_moments, model, space, n_rows, member, centre)
-        yield "products", partial(find_inputs, model, space, n_rows, member, centre)
-        yield "fitting", partial(fit, model, space, filled, member, centre)
-        yield "fitting", partial(find_energies, model, batch, output, space, low, high, where)
-        yield "fitting", partial(fit_backward, model, space, filled, member, centre)
-        yield "back to moments", partial(find_moment_gradients, model, space, n_rows, member, centre)
-        yield "back to edges", partial(find_gradients, model, space, n_rows, member, centre)
-        yield "back to edges", partial(finish_edges, model, batch, output, space, low, high, where)
+@jit
+def write_virial(target: Floats, virial: Virial) -> None:
+    """Keep the sum over the edges of an atom, in `Output.atom_virial` of it."""
+    target[0], target[1], target[2] = virial[0], virial[1], virial[2]
+    target[3], target[4], target[5] = virial[3] / 2, virial[4] / 2, virial[5] / 2
 
 
 @jit
@@ -112,6 +119,12 @@ def sum_frames(atom_energy: Floats, atom_virial: Floats, frame_idx: Ints, energy
         virial[frame, 1, 0] = virial[frame, 0, 1]
         virial[frame, 2, 0] = virial[frame, 0, 2]
         virial[frame, 2, 1] = virial[frame, 1, 2]
+
+
+@jit
+def filled(n_rows: int) -> int:
+    """Rows of a block filled up to whole tiles."""
+    return -(-n_rows // _ROWS) * _ROWS
 
 
 def rows_of_block(n_atoms: int, n_blocks: int, most: int) -> int:

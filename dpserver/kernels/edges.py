@@ -1,4 +1,4 @@
-"""From atoms to moments, and from derivatives by moments back to edge vectors.
+"""Of smooth descriptors: from atoms to moments, and from derivatives by moments back to edge vectors.
 
 edges      r_ij from float64 positions, those within the cutoff kept; s, b = s/r and their derivatives
 moments    M_k = Σ_edges R̃_k φ(s) over the neighbours of an atom, φ the columns of a table (see `tables`)
@@ -14,6 +14,7 @@ import numpy as np
 from dpserver.frames import Floats, Ints
 from dpserver.jit import jit
 from dpserver.kernels import simd
+from dpserver.kernels.cpu import NO_VIRIAL, add_edge, clear_edges, write_virial
 from dpserver.kernels.layout import (
     BY_DISTANCE,
     BY_SWITCHED,
@@ -105,23 +106,16 @@ def _lengths(model: Model, edges: Floats, n: int) -> None:
 
 @jit
 def find_places(model: Model, space: Workspace, n_rows: int, member: int, centre: int) -> None:
-    """R̃, and the interval of the table and the place in it, for each edge of a block."""
+    """The interval of the table and the place in it, for each edge of a block."""
     n_species = len(model.sel)
-    edges, row, norm = space.edges, space.row, model.norm[member, centre]
+    edges, row = space.edges, space.row
     variable = edges[4 if model.variable == BY_SWITCHED else 9]
-    for e in range(space.first[n_rows * n_species]):
-        b = edges[5, e]
-        row[e, 1] = (edges[4, e] - norm[0]) * norm[4]
-        row[e, 2] = (b * edges[0, e] - norm[1]) * norm[5]
-        row[e, 3] = (b * edges[1, e] - norm[2]) * norm[6]
-        row[e, 4] = (b * edges[2, e] - norm[3]) * norm[7]
     for k in range(n_species):
         bin_at, n_bins = model.bins[member, centre, k]
         parts_of, first_of = model.bin_parts[bin_at : bin_at + n_bins], model.bin_first[bin_at : bin_at + n_bins]
         per_s, last = model.bins_per_s[member, centre, k], np.nextafter(float(n_bins), 0.0)
         for a in range(n_rows):
-            start, stop = space.first[a * n_species + k], space.first[a * n_species + k + 1]
-            for e in range(start, stop):
+            for e in range(space.first[a * n_species + k], space.first[a * n_species + k + 1]):
                 place = min(variable[e] * per_s, last)
                 here = np.uint64(place)
                 parts = parts_of[here]
@@ -130,14 +124,28 @@ def find_places(model: Model, space: Workspace, n_rows: int, member: int, centre
                 space.interval[e] = first_of[here] + part
                 row[e, 0] = place - part
                 edges[8, e] = per_s * parts
-            for r in range(1, 5):
-                row[stop - 1, r] *= space.n_empty[a * n_species + k]
+
+
+@jit
+def find_rows(model: Model, space: Workspace, n_rows: int, member: int, centre: int) -> None:
+    """R̃ of each edge of a block; that of empty slots as many times as there are of them."""
+    n_species = len(model.sel)
+    edges, row, norm = space.edges, space.row, model.norm[member, centre]
+    for e in range(space.first[n_rows * n_species]):
+        b = edges[5, e]
+        row[e, 1] = (edges[4, e] - norm[0]) * norm[4]
+        row[e, 2] = (b * edges[0, e] - norm[1]) * norm[5]
+        row[e, 3] = (b * edges[1, e] - norm[2]) * norm[6]
+        row[e, 4] = (b * edges[2, e] - norm[3]) * norm[7]
+    for pair in range(n_rows * n_species):
+        for r in range(1, 5):
+            row[space.first[pair + 1] - 1, r] *= space.n_empty[pair]
 
 
 @jit
 def find_moments(model: Model, space: Workspace, n_rows: int, member: int, centre: int) -> None:
     """Moments of the atoms of a block."""
-    n_species = len(model.sel)
+    n_species, weights = len(model.sel), model.nets.weights
     step = model.centres[member, centre].step
     space.moment[: n_rows * 4 * step] = 0
     lanes = simd.lanes_of(space.moment)
@@ -149,7 +157,7 @@ def find_moments(model: Model, space: Workspace, n_rows: int, member: int, centr
             while left:
                 n = -(-left // -(-left // _CHUNK))
                 simd.add_moments(
-                    model.weights,
+                    weights,
                     space.row,
                     space.interval,
                     space.moment,
@@ -168,7 +176,7 @@ def find_moments(model: Model, space: Workspace, n_rows: int, member: int, centr
 @jit
 def find_gradients(model: Model, space: Workspace, n_rows: int, member: int, centre: int) -> None:
     """Derivatives by the place in the table and by R̃ of each edge of a block, from those by the moments."""
-    n_species = len(model.sel)
+    n_species, weights = len(model.sel), model.nets.weights
     step = model.centres[member, centre].step
     lanes = simd.lanes_of(space.by_moment)
     for k in range(n_species):
@@ -179,7 +187,7 @@ def find_gradients(model: Model, space: Workspace, n_rows: int, member: int, cen
             while left:
                 n = -(-left // -(-left // _CHUNK))
                 simd.add_gradients(
-                    model.weights,
+                    weights,
                     space.row,
                     space.interval,
                     space.by_moment,
@@ -213,8 +221,8 @@ def finish_edges(
     target = output.edge_gradient[member]
     for a in range(high - low):
         i = batch.atoms[low + a]
-        target[batch.starts[i * n_species] : batch.starts[(i + 1) * n_species]] = 0
-        xx = yy = zz = xy = xz = yz = 0.0
+        clear_edges(batch, output, i, n_species, member)
+        virial = NO_VIRIAL
         for row in range(a * n_species, (a + 1) * n_species):
             for e in range(space.first[row], space.first[row + 1] - 1):
                 x, y, z, b = edges[0, e], edges[1, e], edges[2, e], edges[5, e]
@@ -223,19 +231,6 @@ def finish_edges(
                 gy = gradient[e, 3] * norm[6]
                 gz = gradient[e, 4] * norm[7]
                 along = by_v * slope[e] + by_s * edges[6, e] + (gx * x + gy * y + gz * z) * edges[7, e]
-                gx = b * gx + x * along
-                gy = b * gy + y * along
-                gz = b * gz + z * along
-                slot = space.slot[e]
-                target[slot, 0] = gx
-                target[slot, 1] = gy
-                target[slot, 2] = gz
-                xx -= gx * x
-                yy -= gy * y
-                zz -= gz * z
-                xy -= gx * y + gy * x
-                xz -= gx * z + gz * x
-                yz -= gy * z + gz * y
-        virial = output.atom_virial[member, i]
-        virial[0], virial[1], virial[2] = xx, yy, zz
-        virial[3], virial[4], virial[5] = xy / 2, xz / 2, yz / 2
+                g = (b * gx + x * along, b * gy + y * along, b * gz + z * along)
+                virial = add_edge(target, virial, space.slot[e], (x, y, z), g)
+        write_virial(output.atom_virial[member, i], virial)

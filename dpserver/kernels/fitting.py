@@ -1,8 +1,4 @@
-"""From moments through products of their columns and the fitting net to energies, and back.
-
-products   u_m = Σ_k M_ki M_kj for the pairs of columns (i, j) that the first layer of the fitting net takes
-fitting    the net on u, forward and backward
-"""
+"""Fitting nets on the atoms of a block: from the inputs to energies, and from there to derivatives by the inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ from dpserver.frames import Ints
 from dpserver.jit import jit, jit_reordered
 from dpserver.kernels import simd
 from dpserver.kernels.activations import TANH, activate
-from dpserver.kernels.layout import Batch, Model, Numbers, Output, Workspace
+from dpserver.kernels.layout import Batch, Nets, NetSpace, Numbers, Output
 
 _ROWS: Final = simd.TILE_ROWS
 _VECTORS: Final = simd.TILE_VECTORS
@@ -73,65 +69,38 @@ def multiply(a: Matrix, w: Matrix, start: Matrix, c: Matrix, size: tuple[int, in
 
 
 @jit
-def find_inputs(model: Model, space: Workspace, n_rows: int, member: int, centre: int) -> None:
-    """Inputs of the fitting net from moments: mixed into channels where that is so, then multiplied in pairs."""
-    c = model.centres[member, centre]
-    moment, step = space.moment, c.step
-    if c.mix_at >= 0:
-        moment, step = space.mixed, c.channel_step
-        multiply(
-            Matrix(space.moment, 0, c.step),
-            Matrix(model.weights, c.mix_at, 0),
-            Matrix(model.weights, model.zeros_at, 0),
-            Matrix(moment, 0, step),
-            (4 * n_rows, c.columns, step - simd.lanes_of(moment)),
-        )
-    for a in range(n_rows):
-        at = a * c.n_inputs
-        for q in range(c.segment_at, c.segment_at + c.n_segments):
-            i, j, count = model.segments[q]
-            simd.products(moment, space.inputs, a * 4 * step, step, i, j, count, at)
-            at += count
+def evaluate_nets(nets: Nets, batch: Batch, output: Output, space: NetSpace, low: int, high: int, where: Ints) -> None:
+    """Energies of the atoms of a block from the inputs of their net, and derivatives by these.
+
+    Args:
+        nets: of all members.
+        batch: the atoms.
+        output: where energies go.
+        space: with inputs.
+        low: first atom of the block.
+        high: the last + 1.
+        where: rows, filled up to whole tiles; member; species.
+    """
+    n_rows, member, centre = where
+    fit(nets, space, n_rows, member, centre)
+    find_energies(nets, batch, output, space, low, high, where)
+    fit_backward(nets, space, n_rows, member, centre)
 
 
 @jit
-def find_moment_gradients(model: Model, space: Workspace, n_rows: int, member: int, centre: int) -> None:
-    """The way back of `find_inputs`."""
-    c = model.centres[member, centre]
-    moment, by_moment, step = space.moment, space.by_moment, c.step
-    if c.mix_at >= 0:
-        moment, by_moment, step = space.mixed, space.by_mixed, c.channel_step
-    by_moment[: n_rows * 4 * step] = 0
-    for a in range(n_rows):
-        at = a * model.layers[c.layer_at].n_in_padded
-        for q in range(c.segment_at, c.segment_at + c.n_segments):
-            i, j, count = model.segments[q]
-            simd.add_products_gradient(moment, space.by_inputs, by_moment, a * 4 * step, step, i, j, count, at)
-            at += count
-    if c.mix_at >= 0:
-        multiply(
-            Matrix(by_moment, 0, step),
-            Matrix(model.weights, c.unmix_at, 0),
-            Matrix(model.weights, model.zeros_at, 0),
-            Matrix(space.by_moment, 0, c.step),
-            (4 * n_rows, c.channels, c.step - simd.lanes_of(moment)),
-        )
-
-
-@jit
-def fit(model: Model, space: Workspace, n_rows: int, member: int, centre: int) -> None:
+def fit(nets: Nets, space: NetSpace, n_rows: int, member: int, centre: int) -> None:
     """Run the hidden layers of the fitting net on `n_rows` rows of inputs, forward."""
-    c = model.centres[member, centre]
-    source = Matrix(space.inputs, 0, c.n_inputs)
+    head = nets.heads[member, centre]
+    source = Matrix(space.inputs, 0, head.n_inputs)
     at = 0
-    for q in range(c.layer_at, c.layer_at + c.n_layers):
-        layer = model.layers[q]
+    for q in range(head.layer_at, head.layer_at + head.n_layers):
+        layer = nets.layers[q]
         outputs = Matrix(space.outputs, at, layer.width)
-        weights, bias = Matrix(model.weights, layer.weight_at, 0), Matrix(model.weights, layer.bias_at, 0)
+        weights, bias = Matrix(nets.weights, layer.weight_at, 0), Matrix(nets.weights, layer.bias_at, 0)
         product = Matrix(space.product, 0, layer.product)
         multiply(source, weights, bias, product, (n_rows, layer.n_in, layer.product))
         for r in range(n_rows):
-            _activate(layer, model, space, r * layer.product, at + r * layer.width, model.layer_parameter[q])
+            _activate(layer, nets, space, r * layer.product, at + r * layer.width, nets.layer_parameter[q])
             to, given = at + r * layer.width, source.at + r * source.step
             for copy in range(layer.copies):
                 begin = to + copy * layer.n_in
@@ -144,9 +113,9 @@ def fit(model: Model, space: Workspace, n_rows: int, member: int, centre: int) -
 
 
 @jit
-def _activate(layer: Any, model: Model, space: Workspace, given: int, to: int, parameter: float) -> None:
+def _activate(layer: Any, nets: Nets, space: NetSpace, given: int, to: int, parameter: float) -> None:
     """Outputs and slopes of the activation function of a layer, times the time step, for one atom."""
-    outputs, slopes, weights, product = space.outputs, space.slopes, model.weights, space.product
+    outputs, slopes, weights, product = space.outputs, space.slopes, nets.weights, space.product
     if layer.activation == TANH:
         simd.tanh_layer(product, weights, outputs, slopes, given, layer.timestep_at, to, layer.width)
         return
@@ -187,41 +156,39 @@ def _dot(a: Numbers, b: Numbers) -> float:
 
 
 @jit
-def find_energies(
-    model: Model, batch: Batch, output: Output, space: Workspace, low: int, high: int, where: Ints
-) -> None:
+def find_energies(nets: Nets, batch: Batch, output: Output, space: NetSpace, low: int, high: int, where: Ints) -> None:
     """Energies of the atoms of a block, from the last hidden layer."""
     n_rows, member, centre = where
-    c = model.centres[member, centre]
-    last = model.layers[c.layer_at + c.n_layers - 1]
-    weights = model.weights[c.last_at : c.last_at + last.n_out]
-    at = _place(model, c, c.n_layers - 1, n_rows)
+    head = nets.heads[member, centre]
+    last = nets.layers[head.layer_at + head.n_layers - 1]
+    weights = nets.weights[head.last_at : head.last_at + last.n_out]
+    at = _place(nets, head, head.n_layers - 1, n_rows)
     for r in range(high - low):
         begin = at + r * last.width
         energy = _dot(space.outputs[begin : begin + last.n_out], weights)
-        output.atom_energy[member, batch.atoms[low + r]] = energy + model.bias[member, centre]
+        output.atom_energy[member, batch.atoms[low + r]] = energy + nets.bias[member, centre]
 
 
 @jit
-def _place(model: Model, c: Any, layer: int, n_rows: int) -> int:
+def _place(nets: Nets, head: Any, layer: int, n_rows: int) -> int:
     """Where the outputs of a layer begin."""
     at = 0
-    for q in range(c.layer_at, c.layer_at + layer):
-        at += n_rows * model.layers[q].width
+    for q in range(head.layer_at, head.layer_at + layer):
+        at += n_rows * nets.layers[q].width
     return at
 
 
 @jit
-def fit_backward(model: Model, space: Workspace, n_rows: int, member: int, centre: int) -> None:
+def fit_backward(nets: Nets, space: NetSpace, n_rows: int, member: int, centre: int) -> None:
     """Derivatives of the energies by the inputs of the fitting net."""
-    c = model.centres[member, centre]
+    head = nets.heads[member, centre]
     given, other = space.by_output, space.by_next
-    width = model.layers[c.layer_at + c.n_layers - 1].width
+    width = nets.layers[head.layer_at + head.n_layers - 1].width
     for r in range(n_rows):
-        _copy(given[r * width : (r + 1) * width], model.weights[c.last_at : c.last_at + width])
-    for number in range(c.n_layers - 1, -1, -1):
-        layer = model.layers[c.layer_at + number]
-        at, depth, width, n_in = _place(model, c, number, n_rows), layer.skip + layer.n_out, layer.width, layer.n_in
+        _copy(given[r * width : (r + 1) * width], nets.weights[head.last_at : head.last_at + width])
+    for number in range(head.n_layers - 1, -1, -1):
+        layer = nets.layers[head.layer_at + number]
+        at, depth, width, n_in = _place(nets, head, number, n_rows), layer.skip + layer.n_out, layer.width, layer.n_in
         for r in range(n_rows):
             row, to = r * width, r * layer.product
             slopes = space.slopes[at + row : at + row + width]
@@ -230,7 +197,7 @@ def fit_backward(model: Model, space: Workspace, n_rows: int, member: int, centr
                 to += layer.skip
                 _copy(space.product[to : to + layer.n_out], given[row : row + layer.n_out])
         target = Matrix(space.by_inputs if number == 0 else other, 0, layer.n_in_padded)
-        start = Matrix(model.weights, model.zeros_at, 0)
+        start = Matrix(nets.weights, nets.zeros_at, 0)
         if layer.copies == 1:
             start = Matrix(given, 0, width)
         elif layer.copies == 2:
@@ -239,7 +206,7 @@ def fit_backward(model: Model, space: Workspace, n_rows: int, member: int, centr
                 row, to = r * width, r * target.step
                 _copy(target.numbers[to : to + n_in], given[row : row + n_in])
                 _add(target.numbers[to : to + n_in], given[row + n_in : row + 2 * n_in])
-        product, weights = Matrix(space.product, 0, layer.product), Matrix(model.weights, layer.transposed_at, 0)
+        product, weights = Matrix(space.product, 0, layer.product), Matrix(nets.weights, layer.transposed_at, 0)
         multiply(product, weights, start, target, (n_rows, depth, target.step))
         given, other = target.numbers, given
 

@@ -27,48 +27,25 @@ TOO_MANY: Final = 1
 """Status of an atom with more neighbours than `sel`."""
 TOO_CLOSE: Final = 2
 """Status of an atom with a neighbour nearer than the tables reach."""
+NO_FRAME: Final = 3
+"""Status of an atom whose neighbours span no local frame."""
+COLINEAR: Final = 1e-4
+"""Smallest sine of the angle between the two axis neighbours of a local frame; below it they span no plane."""
 
 
-class Model(NamedTuple):
-    """The members of a committee, of one cutoff and one set of species, as arrays.
+class Nets(NamedTuple):
+    """The fitting nets of the members of a committee as arrays.
 
     Attributes:
-        cutoff: rcut, rcut_smth, env_protection, (3,), Å.
-        sel: slots for neighbours of each species, (n_species,); any may be taken by more neighbours than it has, where
-            `limits` allow it.
-        limits: most neighbours of each species, and of all together, (n_species + 1,).
-        variable: `BY_SWITCHED` or `BY_DISTANCE`.
-        exclusion: `SEEN` and so on for centre and neighbour, (n_species, n_species).
-        closest: squared smallest distance that the tables of all members reach, (n_species, n_species), Å².
-        norm: davg and 1/dstd of the four rows, (n_members, n_species, 8).
-        bins: for centre and neighbour the first bin of the table, and their number, (n_members, n_species,
-            n_species, 2); bins are of one width in s, and each is cut into equal intervals.
-        bins_per_s: 1/width, (n_members, n_species, n_species), Å.
-        bin_first: first interval of each bin, counted from the table's own first; bin_parts: intervals in it.
-        tables: place of the coefficients in `weights`, columns, place in a row of moments, (…, 3).
-        centres: of dtype `CENTRE`, (n_members, n_species).
-        segments: products i, j, count: of column i with the columns from j on, (n_segments, 3).
+        heads: of dtype `HEAD`, (n_members, n_species).
         layers: of dtype `LAYER`, (n_layers,).
         layer_parameter: of the activation function, (n_layers,).
         bias: what is added to the sum of the last layer, (n_members, n_species), eV.
-        weights: all coefficients and weights, flat.
+        weights: all weights, and all else that is in their precision, flat.
         zeros_at: where in `weights` there are zeros, as many as columns of any product.
     """
 
-    cutoff: Floats
-    sel: Ints
-    limits: Ints
-    variable: int
-    exclusion: Ints
-    closest: Floats
-    norm: Floats
-    bins: Ints
-    bins_per_s: Floats
-    bin_first: Ints32
-    bin_parts: Floats
-    tables: Ints
-    centres: Any
-    segments: Ints
+    heads: Any
     layers: Any
     layer_parameter: Floats
     bias: Floats
@@ -76,26 +53,18 @@ class Model(NamedTuple):
     zeros_at: int
 
 
-CENTRE: Final = np.dtype(
+HEAD: Final = np.dtype(
     [
         (name, np.int64)
         for name in (
-            "columns",  # of moments
-            "step",  # from one row of moments to the next
-            "mix_at",  # packed matrix from columns to channels, -1 where columns are channels
-            "unmix_at",  # its transpose
-            "channels",  # columns of mixed moments
-            "channel_step",  # from one row of mixed moments to the next
-            "segment_at",  # first of the products
-            "n_segments",
-            "n_inputs",  # of the fitting net
+            "n_inputs",
             "layer_at",  # first of its layers
             "n_layers",  # without the last, linear one
             "last_at",  # weights of that
         )
     ]
 )
-"""Of one member, for centres of one species: sizes, and places in the arrays of `Model`."""
+"""One fitting net."""
 
 LAYER: Final = np.dtype(
     [
@@ -117,6 +86,63 @@ LAYER: Final = np.dtype(
     ]
 )
 """One hidden layer of a fitting net."""
+
+
+class Model(NamedTuple):
+    """The members of a committee with smooth descriptors, of one cutoff and one set of species, as arrays.
+
+    Attributes:
+        cutoff: rcut, rcut_smth, env_protection, (3,), Å.
+        sel: slots for neighbours of each species, (n_species,); any may be taken by more neighbours than it has, where
+            `limits` allow it.
+        limits: most neighbours of each species, and of all together, (n_species + 1,).
+        variable: `BY_SWITCHED` or `BY_DISTANCE`.
+        exclusion: `SEEN` and so on for centre and neighbour, (n_species, n_species).
+        closest: squared smallest distance that the tables of all members reach, (n_species, n_species), Å².
+        norm: davg and 1/dstd of the four rows, (n_members, n_species, 8).
+        bins: for centre and neighbour the first bin of the table, and their number, (n_members, n_species,
+            n_species, 2); bins are of one width in s, and each is cut into equal intervals.
+        bins_per_s: 1/width, (n_members, n_species, n_species), Å.
+        bin_first: first interval of each bin, counted from the table's own first; bin_parts: intervals in it.
+        tables: place of the coefficients in `nets.weights`, columns, place in a row of moments, (…, 3).
+        centres: of dtype `CENTRE`, (n_members, n_species).
+        segments: products i, j, count: of column i with the columns from j on, (n_segments, 3).
+        nets: the fitting nets.
+    """
+
+    cutoff: Floats
+    sel: Ints
+    limits: Ints
+    variable: int
+    exclusion: Ints
+    closest: Floats
+    norm: Floats
+    bins: Ints
+    bins_per_s: Floats
+    bin_first: Ints32
+    bin_parts: Floats
+    tables: Ints
+    centres: Any
+    segments: Ints
+    nets: Nets
+
+
+CENTRE: Final = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            "columns",  # of moments
+            "step",  # from one row of moments to the next
+            "mix_at",  # packed matrix from columns to channels, -1 where columns are channels
+            "unmix_at",  # its transpose
+            "channels",  # columns of mixed moments
+            "channel_step",  # from one row of mixed moments to the next
+            "segment_at",  # first of the products
+            "n_segments",
+        )
+    ]
+)
+"""Of one member, for centres of one species: sizes, and places in the arrays of `Model`."""
 
 
 class Batch(NamedTuple):
@@ -159,8 +185,26 @@ class Output(NamedTuple):
     status: Ints
 
 
+class NetSpace(NamedTuple):
+    """What one thread needs for the fitting nets of one block.
+
+    Attributes:
+        inputs: and by_inputs of a net.
+        outputs: and slopes of all hidden layers; product: of one layer.
+        by_output: derivatives by the output of a layer; by_next: by that of the one before.
+    """
+
+    inputs: Numbers
+    by_inputs: Numbers
+    outputs: Numbers
+    slopes: Numbers
+    product: Numbers
+    by_output: Numbers
+    by_next: Numbers
+
+
 class Workspace(NamedTuple):
-    """What one thread needs for one block; for at most `room` edges.
+    """What one thread needs for one block of a smooth descriptor; for at most `room` edges.
 
     Attributes:
         edges: x, y, z, r², s, b, s'/r, b'/r, dt/dv by edge, and where tables are not functions of s v, v'/r; v is s
@@ -170,9 +214,7 @@ class Workspace(NamedTuple):
         row: place in the interval, and R̃, (room, RECORD); interval: of the table, (room,).
         gradient: derivatives by these five, (room, RECORD).
         moment: and by_moment, four rows for each atom; mixed: and by_mixed, of channels.
-        inputs: and by_inputs of the fitting net.
-        outputs: and slopes of all hidden layers; product: of one layer.
-        by_output: derivatives by the output of a layer; by_next: by that of the one before.
+        net: of the fitting nets.
     """
 
     edges: Floats
@@ -186,10 +228,54 @@ class Workspace(NamedTuple):
     by_moment: Numbers
     mixed: Numbers
     by_mixed: Numbers
-    inputs: Numbers
-    by_inputs: Numbers
-    outputs: Numbers
-    slopes: Numbers
-    product: Numbers
-    by_output: Numbers
-    by_next: Numbers
+    net: NetSpace
+
+
+class FrameModel(NamedTuple):
+    """The members of a committee with local frames, of one cutoff and one choice of neighbours, as arrays.
+
+    Attributes:
+        rcut: cutoff, Å; closest: smallest distance, Å.
+        slots: of each species of neighbours, with all numbers and all together, (n_species, 2).
+        places: first feature of each one's neighbours with all numbers, and of the further ones, (n_species, 2).
+        axes: species and slot of the neighbours that span the frames of each species of centres, (n_species, 4).
+        mean: of each feature, (n_members, n_species, n_features), 1/Å; scale: 1/deviation, Å.
+        nets: the fitting nets.
+    """
+
+    rcut: float
+    closest: float
+    slots: Ints
+    places: Ints
+    axes: Ints
+    mean: Floats
+    scale: Floats
+    nets: Nets
+
+
+class FrameSpace(NamedTuple):
+    """What one thread needs for one block with local frames; for at most `room` edges.
+
+    Attributes:
+        found: x, y, z, r² of the neighbours of one atom as they come, (4, room); found_slot: their edges of the batch.
+        rank: of the neighbours of one atom and one species, (room,).
+        near: x, y, z, 1/r of the neighbours that are seen, nearest first, (4, room); slot: edge of the batch, (room,).
+        first: neighbour of each centre and species, (rows * n_species + 1,).
+        frame: e_x, e_y, e_z, the direction to the second axis neighbour, 1/distance of both and 1/sine, (rows, 15).
+        feature: before standardisation, (rows, n_features).
+        by_feature: derivatives for one atom, (n_features,).
+        gradient: dE/dr_ij of the neighbours of one atom, (3, room).
+        net: of the fitting nets.
+    """
+
+    found: Floats
+    found_slot: Ints
+    rank: Ints
+    near: Floats
+    slot: Ints
+    first: Ints
+    frame: Floats
+    feature: Floats
+    by_feature: Floats
+    gradient: Floats
+    net: NetSpace

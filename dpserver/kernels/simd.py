@@ -1,9 +1,10 @@
 """Vector instructions for numba: the inner loops of the CPU kernels, written in LLVM's own terms.
 
 LLVM's vectoriser does not keep a block of sums in registers over a loop, and on some CPUs it uses half their width. So
-the few loops where the time goes are spelled out here with explicit vectors, for the widest registers of this CPU;
-numba compiles them with everything around them. No compiler and no BLAS is needed, and since every row of a product is
-summed in one and the same order, results depend neither on the rows computed along with it nor on the thread.
+the few loops where the time goes are spelled out here with explicit vectors, for the widest registers of the CPU that
+numba compiles for; it compiles them with everything around them. No compiler and no BLAS is needed, and since every row
+of a product is summed in one and the same order, results depend neither on the rows computed along with it nor on the
+thread.
 
 All of them take flat arrays, and positions in them; sizes along vectors are multiples of `lanes`.
 """
@@ -15,19 +16,19 @@ from inspect import Parameter, Signature
 from itertools import product
 from typing import Any, Final
 
-import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils as _cgutils
 from numba.extending import intrinsic, overload
 
+from dpserver.jit import compiles_for_x86, compiles_with
+
 DEGREE: Final = 7
 """Degree of the polynomials of a table."""
 
-_FEATURES = llvm.get_host_cpu_features()
-_BITS: Final = 512 if _FEATURES.get("avx512f") else 256 if _FEATURES.get("avx2") else 128
-_HAS_32_REGISTERS: Final = _BITS == 512 or not _FEATURES.get("sse2")
+_BITS: Final = 512 if compiles_with("avx512f") else 256 if compiles_with("avx2") else 128
+_HAS_32_REGISTERS: Final = _BITS == 512 or not compiles_for_x86()
 TILE_ROWS: Final = 8 if _HAS_32_REGISTERS else 4
 TILE_VECTORS: Final = 3
 RECORD: Final = 8
@@ -305,6 +306,46 @@ def add_gradients(v: _Emitter, builder: Any, x: dict[str, Any]) -> None:
                 place = v.at(record, part * v.lanes)
                 before = builder.select(is_first, v.constant(0.0), v.load(place))
                 v.store(builder.fadd(before, total), place)
+
+    _each_count(v, x["n_vectors"], emit)
+
+
+@_kernel("table edge interval sums", "table_at columns start stop sums_at n_vectors")
+def add_values(v: _Emitter, builder: Any, x: dict[str, Any]) -> None:
+    """M += Σ_edges φ(s), on `n_vectors` vectors of columns, CHUNK at most."""
+    row = v.at(x["sums"], x["sums_at"])
+
+    def emit(n_vectors: int) -> None:
+        sums = [v.variable(v.load(v.at(row, n * v.lanes))) for n in range(n_vectors)]
+        with cgutils.for_range(builder, builder.sub(x["stop"], x["start"]), intp=_I64) as loop:
+            base, place, _ = _edge(v, builder, x, builder.add(loop.index, x["start"]))
+            for n, total in enumerate(sums):
+                value, _ = _polynomial(v, x, base, place, n, has_slope=False)
+                builder.store(builder.fadd(builder.load(total), value), total)
+        for n, total in enumerate(sums):
+            v.store(builder.load(total), v.at(row, n * v.lanes))
+
+    _each_count(v, x["n_vectors"], emit)
+
+
+@_kernel("table edge interval by_sums gradient", "table_at columns start stop sums_at n_vectors is_first")
+def add_slopes(v: _Emitter, builder: Any, x: dict[str, Any]) -> None:
+    """Derivative of an energy by the place in the interval of each edge, from those by M; written or added."""
+    row = v.at(x["by_sums"], x["sums_at"])
+    is_first = builder.icmp_signed("!=", x["is_first"], v.index(0))
+
+    def emit(n_vectors: int) -> None:
+        by_sums = [v.load(v.at(row, n * v.lanes)) for n in range(n_vectors)]
+        with cgutils.for_range(builder, builder.sub(x["stop"], x["start"]), intp=_I64) as loop:
+            e = builder.add(loop.index, x["start"])
+            base, place, _ = _edge(v, builder, x, e)
+            total = v.constant(0.0)
+            for n, by_sum in enumerate(by_sums):
+                _, slope = _polynomial(v, x, base, place, n, has_slope=True)
+                total = v.fma(by_sum, slope, total)
+            target = v.at(x["gradient"], builder.mul(e, v.index(RECORD)))
+            before = builder.select(is_first, ir.Constant(v.scalar, 0.0), builder.load(target))
+            builder.store(builder.fadd(before, v.sum(total)), target)
 
     _each_count(v, x["n_vectors"], emit)
 

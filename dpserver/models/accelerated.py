@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dpserver.frames import ForceResult, Frames, Ints
-from dpserver.kernels.layout import TOO_CLOSE, TOO_MANY
+from dpserver.kernels.layout import NO_FRAME, TOO_CLOSE, TOO_MANY
 from dpserver.kernels.tables import TableError
 
 if TYPE_CHECKING:
@@ -53,11 +53,16 @@ class Accelerated(ABC):
             return [member.reference(frames) for member in self._members]
         with self._lock:
             results, status = self._compute(frames)
-        if (status == TOO_MANY).any():
+        if ((status == TOO_MANY) | (status == NO_FRAME)).any():
             return [member.reference(frames) for member in self._members]  # which says what is wrong
         if (status == TOO_CLOSE).any():
             self._answer_exactly(frames, np.unique(frames.frame_idx[status == TOO_CLOSE]), results)
         return results
+
+    def warm_up(self) -> None:
+        """Evaluate an atom alone, whether or not it has an energy: then machine code and work space are there."""
+        with self._lock:
+            self._compute(Frames.single([[0.0, 0.0, 0.0]], [0]))
 
     @abstractmethod
     def profile(self, frames: Frames) -> dict[str, float]:

@@ -9,16 +9,19 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from dpserver.frames import ForceResult, Frames, Ints
 from dpserver.kernels import cpu
-from dpserver.kernels.layout import Batch, Output, Workspace
+from dpserver.kernels.layout import Batch, Output
+from dpserver.kernels.tables import TableError
 from dpserver.kernels.threads import Threads
 from dpserver.models.accelerated import Accelerated
 from dpserver.models.assembly import assemble
+from dpserver.models.frame_assembly import assemble_frames
+from dpserver.models.loc_frame import LocFrame
 from dpserver.models.memory import memory_left
 from dpserver.neighbors.cache import ListCache, Neighbourhood
 from dpserver.neighbors.rows import MOST_EDGES
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 SKIN: Final = 1.0
 """How much further neighbour lists reach than the cutoff, Å."""
 
-_LIST_BYTES: Final = 18  # of an edge: neighbour, shift, incoming, and half a pair while it is made
+_LIST_BYTES: Final = 18  # of an edge: neighbour, shift, incoming; as it is found, and room to spare
 _SHARE: Final = 0.9  # of the memory that is left
 _MOST_ROWS: Final = 96
 _BLOCKS_PER_THREAD: Final = 3
@@ -68,30 +71,37 @@ class Compiled(Accelerated):
     def __init__(self, members: Sequence[Potential], threads: int | None, table_error: float) -> None:
         super().__init__(members)
         self._threads = Threads(threads)
-        assembly = assemble(self._members, table_error)
-        self._model, self._sizes = assembly.model, assembly.sizes
-        self.error, self.is_accurate = assembly.error, assembly.is_accurate
-        self._lists = ListCache(self._members[0].rcut, SKIN, self._n_species, room=self._room_for_edges)
+        is_framed = isinstance(self._members[0].descriptor, LocFrame)
+        assembly = assemble_frames(self._members) if is_framed else assemble(self._members, table_error)
+        self._kernels, self._model, self._sizes = assembly.kernels, assembly.model, assembly.sizes
+        self._has_tables = assembly.error is not None
+        self.error, self.is_accurate = assembly.error or TableError(0.0, 0.0, 0.0), assembly.is_accurate
+        self._lists = ListCache(
+            self._members[0].rcut, SKIN, self._n_species, room=self._room_for_edges, workers=self._threads
+        )
         self._work: _Work | None = None
-        self._spaces: list[Workspace] = []
+        self._spaces: list[Any] = []
         self._room = self._rows = 0
         self._gradient = np.zeros(0)
 
     def __str__(self) -> str:
         e, n = self.error, self._threads.count
+        text = f"CPU kernels in {self._model.nets.weights.dtype} on {n} {'thread' if n == 1 else 'threads'}"
+        if not self._has_tables:
+            return text
         return (
-            f"CPU kernels in {self._model.weights.dtype} on {n} {'thread' if n == 1 else 'threads'}; tables of the "
-            f"embedding nets deviate by {e.value:.1e}, {e.first:.1e} (first) and {e.second:.1e} (second derivative)"
+            f"{text}; tables of the embedding nets deviate by {e.value:.1e}, "
+            f"{e.first:.1e} (first) and {e.second:.1e} (second derivative)"
         )
 
     def profile(self, frames: Frames) -> dict[str, float]:
-        """Seconds that one thread spends in each stage, for one batch; what the stages are says `kernels.cpu`."""
+        """Seconds that one thread spends in each stage, for one batch; what the stages are say the kernels."""
         with self._lock:
             self._compute(frames)
             batch, output = self._arrays(frames)
-            seconds = dict.fromkeys(cpu.STAGES, 0.0)
+            seconds = dict.fromkeys(self._kernels.STAGES, 0.0)
             for block in range(len(batch.blocks)):
-                for stage, run in cpu.stages(self._model, batch, output, self._spaces[0], block):
+                for stage, run in self._kernels.stages(self._model, batch, output, self._spaces[0], block):
                     start = time.perf_counter()
                     run()
                     seconds[stage] += time.perf_counter() - start
@@ -102,10 +112,10 @@ class Compiled(Accelerated):
 
     def products(self, frames: Frames) -> float:
         """Multiplications and additions of the matrix products in one evaluation, there and back."""
-        model, found = self._model, 0.0
-        for centres in model.centres:
-            for centre, n_atoms in zip(centres, self.centres_of(frames), strict=True):
-                layers = model.layers[centre["layer_at"] : centre["layer_at"] + centre["n_layers"]]
+        nets, found = self._model.nets, 0.0
+        for heads in nets.heads:
+            for head, n_atoms in zip(heads, self.centres_of(frames), strict=True):
+                layers = nets.layers[head["layer_at"] : head["layer_at"] + head["n_layers"]]
                 found += 4.0 * n_atoms * float((layers["n_in"] * layers["n_out"]).sum())
         return found
 
@@ -113,7 +123,7 @@ class Compiled(Accelerated):
         """Run the kernels: results, and the status of each atom."""
         batch, output = self._arrays(frames)
         counter = np.zeros(1, dtype=np.int64)
-        self._threads.run(lambda k: cpu.run_blocks(counter, self._model, batch, output, self._spaces[k]))
+        self._threads.run(lambda k: self._kernels.run_blocks(counter, self._model, batch, output, self._spaces[k]))
         results = [self._collect(frames, batch, output, member) for member in range(len(self._members))]
         return results, output.status
 
@@ -154,7 +164,7 @@ class Compiled(Accelerated):
         work = self._work
         if work.room > self._room or work.rows > self._rows or len(self._spaces) < self._threads.count:
             room, rows = max(work.room, self._room), max(work.rows, self._rows)
-            dtype = self._model.weights.dtype
+            dtype = self._model.nets.weights.dtype
             self._spaces = []  # if there is no memory for the new ones, the next batch must not run in the old ones
             self._spaces = [
                 self._sizes.workspace(rows, room, self._n_species, dtype) for _ in range(self._threads.count)

@@ -1,7 +1,7 @@
 """What tables hold: the features G of a neighbour as functions of one number, for a pair of species.
 
-That number is s where nets are told nothing else but the species: se_e2_a, and se_atten without attention. With
-stripped and smooth type embedding
+That number is s where nets are told nothing else but the species: se_e2_a, se_e2_r, and se_atten without attention.
+With stripped and smooth type embedding
 
     G = N(s) (1 + F w(r))
 
@@ -26,13 +26,14 @@ from dpserver.kernels.tables import Derivatives
 from dpserver.models.networks import Layer
 from dpserver.models.se_atten import SeAtten
 from dpserver.models.se_e2_a import SeE2A
+from dpserver.models.se_e2_r import SeE2R
 from dpserver.models.taylor import derivatives
 
 if TYPE_CHECKING:
     from dpserver.models.potential import Potential
 
-Tabulated = SeE2A | SeAtten
-"""The descriptors that the kernels know."""
+Tabulated = SeE2A | SeE2R | SeAtten
+"""The smooth descriptors that the kernels know."""
 
 MOST_SPECIES: Final = 6
 """That one model with embedded types has tables for, of 36 pairs; making them takes seconds."""
@@ -41,7 +42,7 @@ MOST_SPECIES: Final = 6
 def tabulated(member: Potential) -> Tabulated | None:
     """The descriptor of a potential, if the kernels know it."""
     descriptor = member.descriptor
-    if isinstance(descriptor, SeE2A):
+    if isinstance(descriptor, SeE2A | SeE2R):
         return descriptor
     if not isinstance(descriptor, SeAtten) or len(descriptor.attention) or descriptor.config.lmax > 1:
         return None
@@ -91,7 +92,7 @@ def break_of(descriptor: Tabulated) -> float | None:
 def features(descriptor: Tabulated, centre: int, neighbour: int) -> Derivatives:
     """G of a pair of species as a function of `argument`, with up to three derivatives."""
     davg, dstd = float(descriptor.davg[centre, 0]), float(descriptor.dstd[centre, 0])
-    if isinstance(descriptor, SeE2A):
+    if isinstance(descriptor, SeE2A | SeE2R):
         net, told, factor = descriptor.embedding_of(centre, neighbour), None, None
     else:
         pair = descriptor.pair_of(descriptor.types(), centre, neighbour)
@@ -162,7 +163,7 @@ def slots_of(descriptor: Tabulated) -> tuple[int, ...]:
     Where all species share them they are those of the first: empty slots have no species then, and one may as well have
     less than none of another.
     """
-    if isinstance(descriptor, SeE2A):
+    if isinstance(descriptor, SeE2A | SeE2R):
         return descriptor.sel
     return (descriptor.n_slots, *(0,) * (descriptor.n_species - 1))
 
@@ -170,14 +171,14 @@ def slots_of(descriptor: Tabulated) -> tuple[int, ...]:
 def limits_of(descriptor: Tabulated) -> tuple[int, ...]:
     """The most neighbours of each species, and of all together."""
     unlimited = int(np.iinfo(np.int64).max)
-    if isinstance(descriptor, SeE2A):
+    if isinstance(descriptor, SeE2A | SeE2R):
         return (*descriptor.sel, unlimited)
     return (*(unlimited,) * descriptor.n_species, descriptor.n_slots)
 
 
 def expected_of(descriptor: Tabulated) -> tuple[float, ...]:
     """Slots that neighbours of each species may be expected to take, where all are taken."""
-    if isinstance(descriptor, SeE2A):
+    if isinstance(descriptor, SeE2A | SeE2R):
         return tuple(map(float, descriptor.sel))
     return (descriptor.n_slots / descriptor.n_species,) * descriptor.n_species
 
@@ -185,7 +186,7 @@ def expected_of(descriptor: Tabulated) -> tuple[float, ...]:
 @torch.no_grad()
 def without_types(descriptor: Tabulated, layer: Layer, centre: int) -> Layer:
     """The first layer of a fitting net with the embedding of the centre's type, if it is told that, in its bias."""
-    if isinstance(descriptor, SeE2A) or not descriptor.config.concat_output_tebd:
+    if isinstance(descriptor, SeE2A | SeE2R) or not descriptor.config.concat_output_tebd:
         return layer
     n_own = descriptor.n_features - descriptor.config.tebd_dim
     weight, types = layer.weight.detach(), descriptor.types()

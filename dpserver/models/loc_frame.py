@@ -15,18 +15,15 @@ The cutoff is sharp, and the energy jumps where two neighbours change places in 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from dpserver.errors import StructureError
+from dpserver.kernels.layout import COLINEAR
 from dpserver.models.config import LocFrameConfig
 from dpserver.models.description import Description
 from dpserver.models.graph import Block, Graph
-
-COLINEAR: Final = 1e-4
-"""Smallest sine of the angle between the two axis neighbours; below it they span no plane."""
 
 
 class LocFrame(nn.Module):

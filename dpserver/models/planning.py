@@ -1,12 +1,13 @@
 """How the kernels are to evaluate the atoms of one species: the way with the fewest operations.
 
 Moments have one column for each channel of the embedding nets; or fewer columns, mixed into channels; or products of
-these columns are the inputs of the fitting net as they are (`kernels.products`). The scale of the descriptor, 1/N_c²,
-is folded into the first layer of the fitting net.
+these columns are the inputs of the fitting net as they are (`kernels.products`). Without directions the moments
+themselves are the inputs. The scale of the descriptor is folded into the first layer of the fitting net.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -28,10 +29,13 @@ from dpserver.models.curves import (
     expected_of,
     features,
     switched,
+    tabulated,
     without_types,
 )
+from dpserver.models.kept_tables import fingerprint
 from dpserver.models.networks import Layer
 from dpserver.models.radii import COVALENT_RADII, UNKNOWN_RADIUS
+from dpserver.models.se_e2_r import SCALE, SeE2R
 from dpserver.neighbors.lists import CLOSEST
 
 if TYPE_CHECKING:
@@ -91,11 +95,13 @@ def make_plan(member: Potential, centre: int, reach: Floats, dtype: Any, toleran
     n_species = descriptor.n_species
     tabulations, distances = [], []
     for k in range(n_species):
-        r = np.linspace(reach[k], descriptor.rcut, _SAMPLES)
-        end = float(argument(descriptor, r)[0])
-        tabulations.append(Tabulation(features(descriptor, centre, k), end, tolerance, break_of(descriptor)))
-        distances.append(r)
-    weights = _first_layer(member, centre, dtype)
+        tabulations.append(tabulation_of(member, (centre, k), reach[k], tolerance))
+        distances.append(np.linspace(reach[k], descriptor.rcut, _SAMPLES))
+    if isinstance(descriptor, SeE2R):
+        return _plan_of_sums(member, descriptor, centre, dtype, list(zip(tabulations, distances, strict=True)))
+    first = _first_layer(member, centre, dtype)
+    shape = (descriptor.config.neuron[-1], descriptor.config.axis_neuron, first.shape[1])
+    weights = np.asarray(first.reshape(shape) / sum(descriptor.sel) ** 2)
     n_channels = len(weights)
     plain = products.of_channels(weights)
     tables = [t.table() for t in tabulations]
@@ -112,6 +118,60 @@ def make_plan(member: Potential, centre: int, reach: Floats, dtype: Any, toleran
         sizes = [_magnitudes(descriptor, (centre, k), few[k], distances[k]) for k in range(n_species)]
         fewer = products.of_columns(weights, mixes, starts, sizes, _PRODUCT_ERROR * tolerance)
         candidates += [Plan(few, starts, sum(columns), mix, plain), Plan(few, starts, sum(columns), None, fewer)]
+    return min(candidates, key=lambda plan: _operations(plan, descriptor))
+
+
+def tabulation_of(member: Potential, pair: tuple[int, int], reach: float, tolerance: float) -> Tabulation:
+    """Polynomials for the features of a pair of species: those kept in the model file, if they are of these weights.
+
+    Args:
+        member: the potential.
+        pair: species of centre and neighbour.
+        reach: smallest distance, Å.
+        tolerance: of tables.
+    """
+    descriptor, (centre, neighbour) = descriptor_of(member), pair
+    end, kept = float(argument(descriptor, np.array([reach]))[0]), None
+    if member.tables is not None and member.tables.fingerprint == fingerprint(member):
+        kept = member.tables.find(centre * descriptor.n_species + neighbour, end, tolerance)
+    return Tabulation(features(descriptor, centre, neighbour), end, tolerance, break_of(descriptor), kept)
+
+
+def _plan_of_sums(
+    member: Potential, descriptor: SeE2R, centre: int, dtype: Any, sampled: Sequence[tuple[Tabulation, Floats]]
+) -> Plan:
+    """Choose the columns of sums, which are the inputs of the fitting net.
+
+    After them come, for each species of neighbours, the number of its empty slots and that of neighbours that are
+    excluded: each of the ones adds G of an empty slot, each of the others G of what is 0 once normalised.
+
+    Args:
+        member: the potential.
+        descriptor: its own.
+        centre: species of the atoms.
+        dtype: of the kernels.
+        sampled: each species' functions, and distances where they are sampled.
+    """
+    lanes, n_species = simd.lanes(dtype), descriptor.n_species
+    weights = _first_layer(member, centre, dtype) * (SCALE / sum(descriptor.sel))
+    constants = np.array([0.0, float(descriptor.davg[centre, 0])])
+    counted = [product(features(descriptor, centre, k)(constants, 0)[0], weights) for k in range(n_species)]
+
+    def rows(table: Table) -> Floats:
+        mixed = weights if table.mix is None else product(table.mix, weights)
+        return np.pad(mixed, ((0, rounded(len(mixed), lanes) - len(mixed)), (0, 0)))
+
+    def plan(tables: list[Table], of_tables: list[Floats], starts: list[int]) -> Plan:
+        columns = sum(map(len, of_tables))
+        inputs = Products(np.zeros((0, 3), dtype=np.int64), np.concatenate([*of_tables, *counted]))
+        return Plan(tables, starts, columns, None, inputs)
+
+    plain = [tabulation.table() for tabulation, _ in sampled]
+    fewer = [tabulation.compressed(argument(descriptor, r)) for tabulation, r in sampled]
+    few = [one or other for one, other in zip(fewer, plain, strict=True)]
+    of_few = [rows(table) for table in few]
+    starts = [sum(map(len, of_few[:k])) for k in range(n_species)]
+    candidates = [plan(plain, [rows(plain[0])], [0] * n_species), plan(few, of_few, starts)]
     return min(candidates, key=lambda plan: _operations(plan, descriptor))
 
 
@@ -143,25 +203,24 @@ def _magnitudes(descriptor: Tabulated, pair: tuple[int, int], table: Table, r: F
 
 def _operations(plan: Plan, descriptor: Tabulated) -> float:
     """Multiplications and additions per atom that depend on the choice, with two thirds of the slots taken."""
-    found = plan.products.weights.size * 4.0
+    found, each = plan.products.weights.size * 4.0, 46.0 if isinstance(descriptor, SeE2R) else 70.0
     for n, table in zip(expected_of(descriptor), plan.tables, strict=True):
-        found += 70.0 * (2 / 3 * n) * table.coefficients.shape[2]
+        found += each * (2 / 3 * n) * table.coefficients.shape[2]
     return found if plan.mix is None else found + 16.0 * plan.mix.size
 
 
 def _first_layer(member: Potential, centre: int, dtype: Any) -> Floats:
-    """Weights of the first layer for D_ab, with the scale of D, (n_channels, n_axis, n_columns).
+    """Weights of the first layer, (n_features, n_columns).
 
     Where D itself is added to the output of the layer there are further columns, from `skip_of` on, that carry it on.
     """
-    descriptor, layer = descriptor_of(member), layers_of(member, centre)[0]
+    layer = layers_of(member, centre)[0]
     weights = layer.weight.detach().double().numpy()
     if layer.copies:
         carried = np.tile(np.eye(len(weights)), layer.copies)
         gap = np.zeros((len(weights), skip_of(layer, dtype) - weights.shape[1]))
         weights = np.concatenate([weights, gap, carried], axis=1)
-    shape = (descriptor.config.neuron[-1], descriptor.config.axis_neuron, weights.shape[1])
-    return np.asarray(weights.reshape(shape) / sum(descriptor.sel) ** 2)
+    return np.asarray(weights)
 
 
 def skip_of(layer: Layer, dtype: Any) -> int:
@@ -172,7 +231,8 @@ def skip_of(layer: Layer, dtype: Any) -> int:
 def layers_of(member: Potential, centre: int) -> list[Layer]:
     """The layers of a fitting net, the linear last one as well; it is all zeros for atoms without energy."""
     layers = [layer for layer in member.fitting.net_of(centre).children() if isinstance(layer, Layer)]
-    layers[0] = without_types(descriptor_of(member), layers[0], centre)
+    if (descriptor := tabulated(member)) is not None:
+        layers[0] = without_types(descriptor, layers[0], centre)
     if centre in member.absent:
         layers[-1] = deepcopy(layers[-1])
         for parameter in layers[-1].parameters():

@@ -13,8 +13,8 @@ pytest.importorskip("numba")
 from dpserver.kernels import cpu, simd
 from dpserver.kernels.activations import CODES, activate, code
 from dpserver.kernels.fitting import Matrix, multiply, pack, padded
-from dpserver.models.assembly import aligned
 from dpserver.models.networks import activation
+from dpserver.models.packing import aligned
 
 DTYPES = [np.float64, np.float32]
 

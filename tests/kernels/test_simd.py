@@ -16,7 +16,7 @@ pytest.importorskip("numba")
 
 from dpserver.jit import jit
 from dpserver.kernels import simd
-from dpserver.models.assembly import aligned
+from dpserver.models.packing import aligned
 
 DTYPES = [np.float64, np.float32]
 N_INTERVALS, N_EDGES, POWERS = 5, 11, np.arange(simd.DEGREE + 1)

@@ -357,7 +357,7 @@ def test_changed_weights_are_compiled_again() -> None:
     assert_close(potential.evaluate(frames), *numbers(potential.reference(frames)), TABULATED)
     assert compiled(potential) is not first
     potential.set_precision("mixed")
-    assert compiled(potential)._model.weights.dtype == np.float32
+    assert compiled(potential)._model.nets.weights.dtype == np.float32
     potential.load_state_dict(make(type_one_side=False, sel=[20, 40]).state_dict())
     potential.set_precision("double")
     assert_close(potential.evaluate(frames), *numbers(potential.reference(frames)), TABULATED)
@@ -373,7 +373,8 @@ def test_a_copy_compiles_by_itself() -> None:
 
 
 def test_numbers_that_make_no_sense_are_refused() -> None:
-    for arguments, message in (((0,), "threads must be at least 1, got 0"), ((1, 0.0), "tables must be positive")):
+    too_few, too_exact = "threads must be at least 1, got 0", "must be positive and at most 0.001"
+    for arguments, message in (((0,), too_few), ((1, 0.0), too_exact)):
         with pytest.raises(ConfigError, match=message):
             make().accelerate(*arguments)
 
