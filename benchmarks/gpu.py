@@ -31,6 +31,8 @@ from dpserver.frames import Floats, Frames
 from dpserver.models import checkpoint
 from dpserver.models.config import ModelConfig, parse
 from dpserver.models.potential import Potential
+from dpserver.neighbors import on_device
+from dpserver.neighbors.rows import build_rows
 
 STANDARD = {
     "type_map": list(SPECIES),
@@ -158,6 +160,21 @@ def profile(potential: Potential, frames: Frames) -> dict[str, float]:
     return {key: round(t, 1) for key, t in sorted(times.items(), key=lambda item: -item[1])[:14]}
 
 
+def list_times(frames: Frames) -> dict[str, float]:
+    """Milliseconds that new lists take on the device, by what makes them; on one core of the host beside it."""
+    device, found = torch.device("cuda"), {}
+    chosen = on_device.uses_nvalchemi
+    ways = {"torch": False, **({"nvalchemi": True} if chosen(frames, device) else {})}
+    for name, is_used in ways.items():
+        on_device.uses_nvalchemi = lambda *_, is_used=is_used: is_used
+        times = seconds(lambda: (on_device.build_on_device(frames, 7.0, 2, device), torch.cuda.synchronize()), 5)
+        found[name] = round(1e3 * statistics.median(times), 3)
+    on_device.uses_nvalchemi = chosen
+    times = seconds(lambda: [build_rows(frame, 7.0, 2) for frame in frames], 3)
+    found["host"] = round(1e3 * statistics.median(times), 3)
+    return found
+
+
 def ceilings() -> dict[str, float]:
     """What the device reaches here: products of the size of a first layer, and copies."""
     found = {}
@@ -225,6 +242,11 @@ def main() -> None:
             rows[f"kernels_us {name}"] = profile(potential, frames)
             for kernel, t in itertools.islice(rows[f"kernels_us {name}"].items(), 10):
                 print(f"    {t:10.1f} µs  {kernel}")
+    record["list_ms"] = {str(n): list_times(water(tiles_of(int(n)))) for n in given.sizes.split(",")}
+    record["list_ms"] |= {
+        f"{n} x 192": list_times(Frames.concatenate([WATER] * int(n))) for n in given.beads.split(",")
+    }
+    print("lists, ms:", record["list_ms"])
     slow = place(model, "cuda", "double")
     times = seconds(lambda: slow.reference(WATER), 5)
     record["torch_reference_192_ms"] = round(1e3 * statistics.median(times), 2)

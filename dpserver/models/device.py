@@ -1,7 +1,8 @@
 """The fast form of potentials on a GPU: Triton kernels around the products of torch, replayed as one CUDA graph.
 
-It answers what `Potential.reference` does, to the accuracy of its tables. The host finds the neighbour lists, which
-serve until atoms have moved; the device gets positions, computes everything else, and gives back one block of numbers.
+It answers what `Potential.reference` does, to the accuracy of its tables. The device gets positions and cells, makes
+the neighbour lists, which serve until the host sees that atoms have moved too far, computes everything else, and gives
+back one block of numbers.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dpserver.models.curves import descriptor_of
 from dpserver.models.device_batch import DeviceBatch
 from dpserver.models.device_model import Centre, DeviceModel, centre_of
 from dpserver.models.planning import layers_of, make_plan, reach_of
-from dpserver.neighbors.cache import ListCache, Neighbourhood
+from dpserver.neighbors.device_cache import DeviceListCache, DeviceNeighbourhood
 
 if TYPE_CHECKING:
     from dpserver.models.potential import Potential
@@ -64,7 +65,8 @@ class DeviceCompiled(Accelerated):
         config = descriptor.config
         cutoff = torch.tensor([config.rcut, config.rcut_smth, config.env_protection], dtype=torch.float64)
         self._model = DeviceModel(centres, cutoff.to(device), members[0].network_dtype)
-        self._lists = ListCache(descriptor.rcut, SKIN, self._n_species)
+        self._reach = descriptor.rcut + SKIN
+        self._lists = DeviceListCache(descriptor.rcut, SKIN, self._n_species, device)
         self._batches: OrderedDict[tuple[Any, ...], DeviceBatch] = OrderedDict()
 
     def __str__(self) -> str:
@@ -73,6 +75,14 @@ class DeviceCompiled(Accelerated):
             f"fused kernels in {name} on {self._model.device}; tables of the embedding nets deviate by {e.value:.1e}, "
             f"{e.first:.1e} (first) and {e.second:.1e} (second derivative)"
         )
+
+    def warm_up(self) -> None:
+        """Evaluate a periodic structure as well: whatever makes its list is tried before anybody waits for it."""
+        super().warm_up()
+        edge = 3 * self._reach
+        inside, outside = [0.5, 1.0, 1.0], [-0.7, 1.0, 1.0]
+        with self._lock:
+            self._compute(Frames.single([inside, outside, [edge - 0.9, 2.3, edge + 0.2]], [0, 0, 0], edge * np.eye(3)))
 
     def profile(self, frames: Frames) -> dict[str, float]:
         """Seconds on the device by stage of one evaluation, launched one by one and not as a graph."""
@@ -94,7 +104,7 @@ class DeviceCompiled(Accelerated):
         near = self._lists.find(frames)
         return self._batch(frames, near).evaluate(frames, near)
 
-    def _batch(self, frames: Frames, near: Neighbourhood) -> DeviceBatch:
+    def _batch(self, frames: Frames, near: DeviceNeighbourhood) -> DeviceBatch:
         """Room on the device for such a batch."""
         ghosts = b"" if frames.is_ghost is None else frames.is_ghost.tobytes()
         key = (frames.types.tobytes(), frames.counts.tobytes(), ghosts)

@@ -15,12 +15,20 @@ from dpserver.frames import ForceResult, Frames, Ints
 from dpserver.kernels import fused
 from dpserver.kernels.tables import DEGREE
 from dpserver.models.device_model import Centre, DeviceModel
-from dpserver.neighbors.cache import Neighbourhood
+from dpserver.neighbors.device_cache import DeviceNeighbourhood
 
 _INPUTS, _PAIRS, _LISTED, _ROWS = 256, 32, 64, 64  # sizes of what a program takes at a time
 _CHUNK: Final = 1 << 15
 _ROOM: Final = 1.25
 _BLOCK_ATOMS: Final = 512
+
+
+def staging(device: torch.device, *shape: int) -> Tensor:
+    """Room on the host for what goes to a device or comes from it: float64, pinned for CUDA, zeros.
+
+    What ranks send each other lies in ordinary memory, and is copied here as whatever else is evaluated.
+    """
+    return torch.zeros(shape, dtype=torch.float64, pin_memory=device.type == "cuda")
 
 
 class DeviceBatch:
@@ -32,7 +40,7 @@ class DeviceBatch:
         near: lists to make room for, and somewhat longer ones.
     """
 
-    def __init__(self, model: DeviceModel, frames: Frames, near: Neighbourhood) -> None:
+    def __init__(self, model: DeviceModel, frames: Frames, near: DeviceNeighbourhood) -> None:
         self._model = model
         self._device = device = model.device
         self._n_species, self._n_members = len(model.centres[0]), len(model.centres)
@@ -41,7 +49,7 @@ class DeviceBatch:
         self._atoms = [self._tensor(np.flatnonzero(is_centre & (frames.types == c))) for c in range(self._n_species)]
         self._room = int(_ROOM * near.n_edges) + 1
         self._shift_room = int(_ROOM * len(near.shifts)) + 1
-        self._near: Neighbourhood | None = None
+        self._near: DeviceNeighbourhood | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         n_rows = n_atoms * self._n_species
 
@@ -54,14 +62,16 @@ class DeviceBatch:
         )
         self._n_kept, self._n_empty = (room(n_rows, dtype=torch.int64) for _ in range(2))
         self._edge_gradient, self._pair_virial = room(self._room, 3), room(n_atoms, self._n_species, 6)
-        # Down goes one block of numbers, up comes one: for each member forces, energies of atoms, sums of frames.
-        is_pinned = device.type == "cuda"
-        self._down_host = torch.zeros(n_atoms + self._shift_room, 3, dtype=torch.float64, pin_memory=is_pinned)
+        self._wraps, self._shifts = room(n_atoms, 3), room(self._shift_room, 3)
+        self._shift_frame, self._atom_frame = room(self._shift_room, dtype=torch.int64), self._tensor(frames.frame_idx)
+        self._x, self._translations = room(n_atoms, 3), room(self._shift_room, 3)
+        # Down goes one block of numbers, positions and cells as they come; up comes one: for each member forces,
+        # energies of atoms, sums of frames.
+        self._down_host = staging(device, n_atoms + 3 * n_frames, 3)
         self._down = self._down_host.to(device)
-        self._x, self._translations = self._down[:n_atoms], self._down[n_atoms:]
         sizes = [3 * n_atoms, n_atoms, 7 * n_frames]
         self._up = room(self._n_members * sum(sizes) + n_atoms)
-        self._up_host = torch.zeros(len(self._up), dtype=torch.float64, pin_memory=is_pinned)
+        self._up_host = staging(device, len(self._up))
         *parts, self._status = torch.split(self._up, [*(sizes * self._n_members), n_atoms])
         self._results = list(zip(parts[0::3], parts[1::3], parts[2::3], strict=True))
         blocks = _frame_blocks(frames.counts)
@@ -71,17 +81,17 @@ class DeviceBatch:
     def _tensor(self, values: Any) -> Tensor:
         return torch.as_tensor(np.asarray(values, dtype=np.int64), device=self._device)
 
-    def has_room(self, near: Neighbourhood) -> bool:
+    def has_room(self, near: DeviceNeighbourhood) -> bool:
         """Whether lists are short enough."""
         return near.n_edges <= self._room and len(near.shifts) <= self._shift_room
 
-    def evaluate(self, frames: Frames, near: Neighbourhood) -> tuple[list[ForceResult], Ints]:
+    def evaluate(self, frames: Frames, near: DeviceNeighbourhood) -> tuple[list[ForceResult], Ints]:
         """Results of each member, and the status of each atom."""
         self._take(near)
         n_atoms, n_frames = frames.n_atoms, frames.n_frames
         down = self._down_host.numpy()
-        down[:n_atoms] = near.positions(frames)
-        down[n_atoms : n_atoms + len(near.shifts)] = near.translations(frames)
+        down[:n_atoms] = frames.positions
+        down[n_atoms:] = frames.cell.reshape(-1, 3)
         self._down.copy_(self._down_host, non_blocking=True)
         self._run()
         self._up_host.copy_(self._up, non_blocking=True)
@@ -104,8 +114,8 @@ class DeviceBatch:
             )
         return found, up[self._n_members * size :].astype(np.int64)
 
-    def _take(self, near: Neighbourhood) -> None:
-        """Bring new lists to the device."""
+    def _take(self, near: DeviceNeighbourhood) -> None:
+        """Put new lists where the kernels look for them."""
         if near is self._near:
             return
         for room, values in (
@@ -114,8 +124,11 @@ class DeviceBatch:
             (self._neighbour, near.neighbour),
             (self._shift, near.shift),
             (self._incoming, near.incoming),
+            (self._wraps, near.wraps),
+            (self._shifts, near.shifts),
+            (self._shift_frame, near.shift_frame),
         ):
-            room[: len(values)].copy_(torch.from_numpy(values))
+            room[: len(values)].copy_(values)
         self._near = near
 
     def _run(self) -> None:
@@ -150,6 +163,7 @@ class DeviceBatch:
             mark: called with the name of each stage once it has been launched.
         """
         mark("")
+        self._bring_back()
         for c, atoms in enumerate(self._atoms):
             if len(atoms):
                 self._compact(self._model.centres[0][c], atoms)
@@ -169,6 +183,14 @@ class DeviceBatch:
             for rows, starts, target in ((values, self._block_starts, partial), (partial, self._frame_starts, sums)):
                 fused.sum_rows[(len(starts) - 1,)](rows, starts, target, 7, ROWS=_ROWS, COLUMNS=8)
             mark("sums")
+
+    def _bring_back(self) -> None:
+        """Positions as the lists mean them, each atom brought back by its wraps, and translations of the shifts."""
+        n_atoms = len(self._x)
+        cells = self._down[n_atoms:].view(-1, 3, 3)
+        wrapped = (self._wraps[:, :, None] * cells[self._atom_frame]).sum(dim=1)
+        torch.sub(self._down[:n_atoms], wrapped, out=self._x)
+        torch.sum(self._shifts[:, :, None] * cells[self._shift_frame], dim=1, out=self._translations)
 
     def _compact(self, centre: Centre, atoms: Tensor) -> None:
         """Edges within the cutoff."""

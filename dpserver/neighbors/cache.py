@@ -18,7 +18,7 @@ from dpserver.frames import Floats, Frames, Ints
 from dpserver.jit import jit
 from dpserver.neighbors.lists import check_density
 from dpserver.neighbors.motion import Snapshot
-from dpserver.neighbors.rows import MOST_EDGES, Rows, build_rows
+from dpserver.neighbors.rows import MOST_EDGES, Rows, Workers, build_rows
 
 _Key = tuple[bytes, bytes, bytes]
 
@@ -107,6 +107,7 @@ class ListCache:
         n_species: number of species.
         max_edges: of the lists that are kept beside those in use.
         room: tells how many edges a new list may have at the moment.
+        workers: threads that make new lists together.
     """
 
     def __init__(
@@ -116,12 +117,14 @@ class ListCache:
         n_species: int,
         max_edges: int = MAX_EDGES,
         room: Callable[[], int] = lambda: MOST_EDGES,
+        workers: Workers | None = None,
     ) -> None:
         self._rcut = rcut
         self._reach = rcut + skin
         self._n_species = n_species
         self._max_edges = max_edges
         self._room = room
+        self._workers = workers
         self._numbers = count()
         self._time = 0
         self._lists: dict[_Key, list[_List]] = {}
@@ -192,7 +195,7 @@ class ListCache:
     def _build(self, known: list[_List], frame: Frames, place: int | None) -> int:
         """Make a list, at a place or else at the end; return where."""
         check_density(frame, self._rcut)
-        rows = build_rows(frame, self._reach, self._n_species, self._room())
+        rows = build_rows(frame, self._reach, self._n_species, self._room(), self._workers)
         entry = _List(next(self._numbers), Snapshot.take(frame), rows, self._time)
         self.n_built += 1
         if place is None:

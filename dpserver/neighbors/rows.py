@@ -1,25 +1,46 @@
 """Neighbour lists for kernels: the neighbours of each atom in rows by species, and the edges that end at each atom.
 
-Atoms are put into bins; pairs are found once and entered at both ends. Ghosts are neighbours and no centres: they have
-no edges of their own, and no two of them are looked at together.
+Atoms are sorted by species, and those of a species by bins, so that those in neighbouring bins along one lattice vector
+lie side by side. Each atom is held against all such runs around it. What is found is kept in pieces until it is known
+where each row begins. Threads share the bins without a word between them, and what comes out is the same for any number
+of threads. Ghosts are neighbours and no centres: they have no edges of their own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from itertools import count
+from typing import Final, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dpserver.frames import Bools, Floats, Frames, Ints
-from dpserver.jit import jit
-from dpserver.neighbors.grid import Grid, find_bin, integers
-
-Ints32 = NDArray[np.int32]
+from dpserver.frames import Floats, Frames, Ints
+from dpserver.neighbors import search
+from dpserver.neighbors.grid import Grid, integers
+from dpserver.neighbors.search import Bins
+from dpserver.neighbors.selection import Found, Ints32
 
 MOST_EDGES: Final = 2**31 - 1
 """What a list can count."""
+
+_FEW_ATOMS: Final = 1000
+"""They are not worth waking other threads for."""
+_PIECE: Final = 1 << 15
+"""Edges that are found, about, before they are put aside."""
+_MOST_PARTS: Final = 16
+"""Parts of the edges that are entered at once, each of which has an integer for every atom."""
+
+
+class Workers(Protocol):
+    """Threads that run one function together."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+
+    def run(self, job: Callable[[int], None]) -> None:
+        """Call a function in each of them, with its number, and wait for all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +73,9 @@ class Rows:
         return len(self.neighbour)
 
 
-def build_rows(frame: Frames, reach: float, n_species: int, max_edges: int = MOST_EDGES) -> Rows:
+def build_rows(
+    frame: Frames, reach: float, n_species: int, max_edges: int = MOST_EDGES, workers: Workers | None = None
+) -> Rows:
     """Find the pairs of one frame that are closer than `reach`, periodic images included.
 
     Args:
@@ -60,135 +83,104 @@ def build_rows(frame: Frames, reach: float, n_species: int, max_edges: int = MOS
         reach: largest distance, Å.
         n_species: number of species.
         max_edges: that there is memory for.
+        workers: threads that share the work on a large structure; what is found does not depend on them.
 
     Raises:
         MemoryError: there are more.
     """
+    team = _Alone() if workers is None or frame.n_atoms < _FEW_ATOMS else workers
     grid = Grid.build(frame, reach)
-    around = integers(grid.n_around)
-    around = around[len(around) // 2 :]  # this bin, and of two opposite ones only one
-    is_ghost = np.zeros(frame.n_atoms, dtype=bool) if frame.is_ghost is None else frame.is_ghost
-    bins = grid.bounds, grid.ends, grid.table
-    room, most = _expected_pairs(frame, grid, reach), min(max_edges, MOST_EDGES) // 2
-    n = -1
-    while n < 0:
-        pairs = np.empty((3, room), dtype=np.int32)
-        n = _find_pairs(grid.positions, grid.order, *bins, around, grid.translations, reach**2, most, pairs)
-        room *= 2
-    if n > most:
-        raise MemoryError(
-            f"{frame.n_atoms} atoms have more than {most} pairs within {reach:g} Å, too many for one neighbour list "
-            "in the memory that is left"
-        )
-    arrays = _rows(pairs[:, :n], frame.types, is_ghost, n_species, len(grid.images))
-    return Rows(*arrays, grid.wraps, grid.images.astype(np.float64))
+    starts, neighbour, shift = _Search(frame, grid, reach, n_species, min(max_edges, MOST_EDGES)).run(team)
+    incoming, incoming_starts = _incoming(team, neighbour, frame.n_atoms)
+    return Rows(starts, neighbour, shift, incoming, incoming_starts, grid.wraps, grid.images.astype(np.float64))
 
 
-def _expected_pairs(frame: Frames, grid: Grid, reach: float) -> int:
-    """How many pairs to make room for, with candidates to spare; room that is not written to takes no memory."""
-    per_atom = min(grid.density() * 2 / 3 * np.pi * reach**3, frame.n_atoms * len(grid.images) / 2)
-    return int(1.2 * per_atom * frame.n_atoms) + 4096
+class _Alone:
+    """The calling thread."""
+
+    count = 1
+
+    def run(self, job: Callable[[int], None]) -> None:
+        """Call a function."""
+        job(0)
 
 
-@jit
-def _find_pairs(
-    x: Floats,
-    order: Ints,
-    bounds: Ints,
-    ends: Ints,
-    grid: Ints,
-    around: Ints,
-    translations: Floats,
-    square: float,
-    most: int,
-    pairs: Ints32,
-) -> int:
-    """Find each pair of which at least one is no ghost, once.
+class _Search:
+    """The edges of one frame while they are found, piece by piece.
 
     Args:
-        x: positions, sorted by bin.
-        order: atoms in that order.
-        bounds: first atom of each bin, and the total.
-        ends: first ghost of each bin.
-        grid: number of bins, largest image and periodicity along each vector.
-        around: bins to look at, counted from that of an atom, which is the first of them.
-        translations: of all images, Å.
-        square: of the largest distance, Å².
-        most: pairs; with one more the search ends.
-        pairs: becomes atoms i and j and the shift, (3, room).
-
-    Returns:
-        Number of pairs, or -1 where there is no room for them.
+        frame: the structure.
+        grid: its atoms in bins.
+        reach: largest distance, Å.
+        n_species: number of species.
+        most: edges that there is memory for.
     """
-    n = 0
-    cells = np.empty(len(around), dtype=np.int64)
-    images = np.empty(len(around), dtype=np.int64)
-    for a in range(len(bounds) - 1):
-        if bounds[a] == bounds[a + 1]:
-            continue
-        n_cells = n_candidates = n_centres = 0
-        for b in range(len(around)):
-            cell, shift, is_inside = find_bin(a, around[b], grid)
-            if is_inside:
-                cells[n_cells] = cell
-                images[n_cells] = shift
-                n_cells += 1
-                n_candidates += bounds[cell + 1] - bounds[cell]
-                n_centres += ends[cell] - bounds[cell]
-        for p in range(bounds[a], bounds[a + 1] if n_centres else ends[a]):
-            if n > most:
-                return n
-            if n + n_candidates > pairs.shape[1]:
-                return -1
-            i, is_centre = order[p], p < ends[a]
-            for b in range(n_cells):
-                shift = images[b]
-                dx = translations[shift, 0] - x[p, 0]
-                dy = translations[shift, 1] - x[p, 1]
-                dz = translations[shift, 2] - x[p, 2]
-                stop = bounds[cells[b] + 1] if is_centre else ends[cells[b]]
-                for q in range(p + 1 if b == 0 else bounds[cells[b]], stop):
-                    j = order[q]
-                    rx, ry, rz = x[q, 0] + dx, x[q, 1] + dy, x[q, 2] + dz
-                    pairs[0, n], pairs[1, n], pairs[2, n] = i, j, shift
-                    n += rx * rx + ry * ry + rz * rz < square
-    return n
+
+    def __init__(self, frame: Frames, grid: Grid, reach: float, n_species: int, most: int) -> None:
+        is_ghost = np.zeros(frame.n_atoms, dtype=bool) if frame.is_ghost is None else frame.is_ghost
+        sorted_atoms = search.sort_by_species(grid.order, grid.positions, grid.bounds, frame.types, is_ghost, n_species)
+        columns = integers(np.append(grid.n_around[:2], 0))
+        self._bins = Bins(*sorted_atoms, grid.table, columns, int(grid.n_around[2]), grid.translations, reach**2)
+        self._starts = np.zeros(frame.n_atoms * n_species + 1, dtype=np.int64)
+        self._counts = self._starts[1:].reshape(-1, n_species)
+        self._places = np.zeros(frame.n_atoms, dtype=np.int64)
+        self._what, self._most = f"{frame.n_atoms} atoms have more than {most} neighbours within {reach:g} Å", most
+        per_atom = min(grid.density() * 4 / 3 * np.pi * reach**3, frame.n_atoms * len(grid.images))
+        n_bins, expected = len(grid.ends), int(1.1 * per_atom * frame.n_atoms)
+        self._n_pieces = min(max(expected // _PIECE, 1), n_bins)
+        self._ends = np.linspace(0, n_bins, self._n_pieces + 1).astype(np.int64)
+        self._room = expected // self._n_pieces + 2048
+        self._found: dict[int, Found] = {}
+        self._sizes: dict[int, int] = {}
+
+    def run(self, team: Workers) -> tuple[Ints, Ints32, Ints32]:
+        """Search with all threads: `starts`, `neighbour` and `shift` of `Rows`.
+
+        Raises:
+            MemoryError: there are too many edges.
+        """
+        _share_out(team, self._n_pieces, self._find)
+        n_edges = search.add_up(self._starts)
+        neighbour, shift = np.empty(n_edges, dtype=np.int32), np.empty(n_edges, dtype=np.int32)
+        _share_out(team, self._n_pieces, lambda piece: self._write(piece, neighbour, shift))
+        return self._starts, neighbour, shift
+
+    def _find(self, piece: int) -> None:
+        """Find the edges of a piece."""
+        room, n = self._room, -1
+        low, high = self._ends[piece : piece + 2]
+        while n < 0:
+            found = Found(np.empty(room, dtype=np.int32), np.empty(room, dtype=np.int32))
+            n = search.find_edges(self._bins, low, high, found, self._counts, self._places)
+            self._sizes[piece] = n if n >= 0 else -1 - n
+            if sum(self._sizes.copy().values()) > self._most:
+                raise MemoryError(f"{self._what}, too many for one neighbour list in the memory that is left")
+            room *= 2
+        self._found[piece] = found
+
+    def _write(self, piece: int, neighbour: Ints32, shift: Ints32) -> None:
+        """Put the edges of a piece into their rows."""
+        low, high = self._ends[piece : piece + 2]
+        search.write_rows(self._bins, low, high, self._found.pop(piece), self._places, self._starts, neighbour, shift)
 
 
-@jit
-def _rows(
-    pairs: Ints32, types: Ints, is_ghost: Bools, n_species: int, n_shifts: int
-) -> tuple[Ints, Ints32, Ints32, Ints32, Ints]:
-    """Enter each pair at both ends: starts, neighbour, shift, incoming, incoming_starts."""
-    n_atoms, n_pairs = len(types), pairs.shape[1]
-    starts = np.zeros(n_atoms * n_species + 1, dtype=np.int64)
-    incoming_starts = np.zeros(n_atoms + 1, dtype=np.int64)
-    for p in range(n_pairs):
-        i, j = pairs[0, p], pairs[1, p]
-        starts[i * n_species + types[j] + 1] += not is_ghost[i]
-        starts[j * n_species + types[i] + 1] += not is_ghost[j]
-        incoming_starts[i + 1] += not is_ghost[j]
-        incoming_starts[j + 1] += not is_ghost[i]
-    for row in range(n_atoms * n_species):
-        starts[row + 1] += starts[row]
-    for i in range(n_atoms):
-        incoming_starts[i + 1] += incoming_starts[i]
-    end, incoming_end = starts[:-1].copy(), incoming_starts[:-1].copy()
-    neighbour = np.empty(starts[-1], dtype=np.int32)
-    shift = np.empty(starts[-1], dtype=np.int32)
-    incoming = np.empty(starts[-1], dtype=np.int32)
-    for p in range(n_pairs):
-        i, j, s = pairs[0, p], pairs[1, p], pairs[2, p]
-        if not is_ghost[i]:
-            row = i * n_species + types[j]
-            neighbour[end[row]], shift[end[row]] = j, s
-            incoming[incoming_end[j]] = end[row]
-            end[row] += 1
-            incoming_end[j] += 1
-        if not is_ghost[j]:
-            row = j * n_species + types[i]
-            neighbour[end[row]], shift[end[row]] = i, n_shifts - 1 - s
-            incoming[incoming_end[i]] = end[row]
-            end[row] += 1
-            incoming_end[i] += 1
-    return starts, neighbour, shift, incoming, incoming_starts
+def _share_out(team: Workers, n_pieces: int, job: Callable[[int], None]) -> None:
+    """Do something to all pieces, each thread the next one when it is done with one."""
+    numbers = count()
+
+    def work(_: int) -> None:
+        while (piece := next(numbers)) < n_pieces:
+            job(piece)
+
+    team.run(work)
+
+
+def _incoming(team: Workers, neighbour: Ints32, n_atoms: int) -> tuple[Ints32, Ints]:
+    """The edges that end at each atom, ascending, and where they begin: each thread enters parts of the edges."""
+    n = min(team.count, _MOST_PARTS)
+    ends = np.linspace(0, len(neighbour), n + 1).astype(np.int64)
+    places = np.zeros((n, n_atoms), dtype=np.int32)
+    _share_out(team, n, lambda k: search.count_ends(neighbour[ends[k] : ends[k + 1]], places[k]))
+    starts, incoming = search.find_places(places), np.empty(len(neighbour), dtype=np.int32)
+    _share_out(team, n, lambda k: search.write_incoming(neighbour, ends[k], ends[k + 1], places[k], incoming))
+    return incoming, starts

@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from dpserver.frames import ForceResult, Frames
 from dpserver.models import device
 from dpserver.models.device import DeviceCompiled
 from dpserver.models.potential import Potential
+from dpserver.neighbors import on_device
 from tests import structures
 from tests.contract import scaled
 from tests.models.test_se_e2_a import make
@@ -77,6 +79,18 @@ def test_in_periodic_cells() -> None:
     assert_same(DeviceCompiled([model], 1e-9).evaluate(frames)[0], model.reference(frames), 1e-8)
 
 
+def test_cells_change_and_atoms_are_far_away_while_lists_hold() -> None:
+    model, rng = potential(), np.random.default_rng(4)
+    compiled = DeviceCompiled([model], 1e-9)
+    frames = Frames.concatenate([structures.tiny(), structures.molecule(), structures.tiny(8)])
+    frames = structures.wrapped(frames, rng, far=3)
+    for _ in range(3):
+        assert_same(compiled.evaluate(frames)[0], model.reference(frames), 1e-8)
+        strain = np.eye(3) + 0.003 * rng.uniform(-1, 1, (3, 3))
+        frames = replace(frames, positions=frames.positions @ strain, cell=frames.cell @ strain)
+    assert compiled._lists.n_built == 3
+
+
 def test_members_of_a_committee_share_lists() -> None:
     members, frames = [potential(), potential(resnet_dt=True)], molecules()
     found = DeviceCompiled(members, 1e-9).evaluate(frames)
@@ -119,6 +133,16 @@ def test_ghosts_are_no_centres() -> None:
     assert_same(found, model.reference(part), 1e-8)
     assert np.abs(found.forces[ghosts]).max() > 0
     assert not found.atom_energy[ghosts].any()
+
+
+def test_warming_up_makes_the_list_of_a_periodic_structure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What makes such lists on a GPU is another's library, which must fail before anybody waits for an answer."""
+    seen: list[bool] = []
+    monkeypatch.setattr(on_device, "uses_nvalchemi", lambda frames, _: seen.append(bool(frames.pbc.all())))
+    compiled = DeviceCompiled([potential()], 1e-9)
+    compiled.warm_up()
+    assert seen == [False, True]
+    assert [batch.n_edges for batch in compiled._lists._batches.values()] == [0, 6]
 
 
 def test_atoms_without_neighbours() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,11 @@ pytest.importorskip("numba")
 
 from dpserver import neighbors
 from dpserver.frames import Frames
+from dpserver.jit import jit
+from dpserver.kernels.threads import Threads
+from dpserver.neighbors import rows
 from dpserver.neighbors.rows import build_rows
+from dpserver.neighbors.selection import HAS_VECTORS, LANES, find_in_vectors, find_plainly
 from tests import structures
 from tests.neighbors.test_lists import CASES, any_frame, table
 
@@ -51,9 +56,71 @@ def test_atoms_many_cells_away(name: str) -> None:
 
 
 def test_a_large_frame_and_a_dense_one() -> None:
-    """Many bins; and more pairs than there is room for at first."""
+    """Many bins; and many images of few atoms."""
     assert check(structures.water((7, 6, 5)), 3.0) > 5000
     assert check(structures.tiny(), 13.0) > 64 * 3 * 2
+
+
+@pytest.mark.parametrize("n_threads", [2, 3])
+@pytest.mark.parametrize("ghosts", [False, True])
+def test_the_same_rows_for_any_number_of_threads(n_threads: int, ghosts: bool) -> None:
+    frame = structures.water((12, 6, 6))
+    frame = replace(frame, is_ghost=frame.positions[:, 0] > frame.positions[:, 0].mean()) if ghosts else frame
+    assert frame.n_atoms > 1000
+    alone, together = build_rows(frame, 4.5, 2), build_rows(frame, 4.5, 2, workers=Threads(n_threads))
+    for name in vars(alone):
+        np.testing.assert_array_equal(getattr(together, name), getattr(alone, name))
+
+
+def test_the_same_rows_for_fewer_parts_than_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = structures.water((12, 6, 6))
+    alone = build_rows(frame, 4.5, 2)
+    monkeypatch.setattr(rows, "_MOST_PARTS", 2)
+    together = build_rows(frame, 4.5, 2, workers=Threads(3))
+    np.testing.assert_array_equal(together.incoming, alone.incoming)
+    np.testing.assert_array_equal(together.incoming_starts, alone.incoming_starts)
+
+
+def test_room_grows_where_atoms_are_crowded() -> None:
+    """One dense cluster in a wide cell: one piece of the work has nearly all edges."""
+    rng = np.random.default_rng(3)
+    positions = np.concatenate([rng.uniform(0, 60, (700, 3)), 30 + rng.uniform(0, 3.0, (300, 3))])
+    frame = Frames.single(positions, rng.integers(0, 2, 1000), 60 * np.eye(3))
+    assert check(frame, 5.0) > 300 * 250
+
+
+def test_more_edges_than_there_is_memory_for() -> None:
+    frame = structures.water((5, 5, 5))
+    n_edges = build_rows(frame, 6.0, 2).n_edges
+    assert build_rows(frame, 6.0, 2, max_edges=n_edges).n_edges == n_edges
+    with pytest.raises(MemoryError, match=rf"{frame.n_atoms} atoms have more than {n_edges - 1} neighbours within 6 Å"):
+        build_rows(frame, 6.0, 2, max_edges=n_edges - 1)
+
+
+@pytest.mark.parametrize("but", [-1, 11])
+@pytest.mark.parametrize(("first", "end"), [(0, 0), (3, 4), (0, 8), (5, 22), (2, 40)])
+def test_runs_by_vectors_and_plainly(first: int, end: int, but: int) -> None:
+    """Both ways find the same, after what was there before, and what a comparison of numpy says."""
+    x, y, z = np.random.default_rng(end).uniform(0, 3, (3, 40 + LANES))
+    atoms = np.arange(100, 140 + LANES, dtype=np.int32)
+    is_near = (x - 1.0 + 0.2) ** 2 + (y - 1.5 - 0.1) ** 2 + (z - 0.5) ** 2 < 1.0
+    expected = [q for q in range(first, end) if is_near[q] and q != but]
+    ways: list[Any] = [_plainly, _in_vectors] if HAS_VECTORS else [_plainly]
+    for way in ways:
+        found, images = (np.full(45 + LANES, -5, dtype=np.int32) for _ in range(2))
+        n = way(x, y, z, atoms, first, end, but, found, images)
+        np.testing.assert_array_equal(found[:n], [-5] * 4 + [100 + q for q in expected])
+        np.testing.assert_array_equal(images[4:n], 7)
+
+
+@jit
+def _plainly(x, y, z, atoms, first, end, but, found, images):  # type: ignore[no-untyped-def]
+    return find_plainly(x, y, z, atoms, 1.0, 1.5, 0.5, 0.2, -0.1, 0.0, 1.0, first, end, but, 7, found, images, 4)
+
+
+@jit
+def _in_vectors(x, y, z, atoms, first, end, but, found, images):  # type: ignore[no-untyped-def]
+    return find_in_vectors(x, y, z, atoms, 1.0, 1.5, 0.5, 0.2, -0.1, 0.0, 1.0, first, end, but, 7, found, images, 4)
 
 
 @settings(max_examples=150, deadline=None)
