@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -128,6 +129,7 @@ def train(
 
     Checkpoints and the learning curve go to the current folder. Ctrl-C saves a checkpoint and stops.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's threads wait often: spinning, they hinder each other
     import torch
 
     from dpserver.train.loop import Trainer
@@ -228,6 +230,7 @@ def _describe(trainer: Trainer, start: _Start) -> None:
         f"{p.config.descriptor.type} for {' '.join(p.species)}: {n_weights} weights, {p.precision} precision, "
         f"{p.device}; {n_frames} frames to train on, {n_valid} to validate; seed {trainer.seed}"
     )
+    _tell(f"training step: {trainer.evaluator.describe()}")
     for note in trainer.notes:
         _tell(f"warning: {note}")
     if start.checkpoint is not None:

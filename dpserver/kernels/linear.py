@@ -15,14 +15,21 @@ from dpserver.frames import Floats
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute in the calling thread alone for a while."""
+def at_most(n_threads: int) -> Iterator[None]:
+    """Let torch compute in so many threads at most for a while, the calling one among them."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(min(before, n_threads))
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute in the calling thread alone for a while."""
+    with at_most(1):
+        yield
 
 
 def product(*factors: Floats) -> Floats:

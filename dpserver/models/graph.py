@@ -60,8 +60,9 @@ class Graph:
         """Sort the neighbour list of a batch and move it to the device."""
         types = frames.types
         ti, tj = types[edges.centre], types[edges.neighbour]
-        order = np.lexsort((edges.centre, tj, ti))
-        centre, pair = edges.centre[order], (ti * n_species + tj)[order]
+        pair = ti * n_species + tj
+        order = np.argsort(pair * frames.n_atoms + edges.centre, kind="stable")  # quick where they are sorted already
+        centre, pair = edges.centre[order], pair[order]
         bounds = np.searchsorted(pair, np.arange(n_species**2 + 1))
         is_centre = True if frames.is_ghost is None else ~frames.is_ghost
         atoms = [np.flatnonzero((types == c) & is_centre) for c in range(n_species)]
@@ -76,7 +77,10 @@ class Graph:
                 rows = empty[c] if is_empty else Segments.from_rows(row[centre[here]], len(atoms[c]), device)
                 blocks[c, k] = Block(here, rows)
         frame = frames.frame_idx[centre]
-        shift = np.einsum("es,esd->ed", edges.shift[order], frames.cell[frame])
+        cells = frames.cell[0][None] if frames.n_frames == 1 else frames.cell[frame]
+        shift = np.zeros((len(order), 3))
+        for k, cells_moved in enumerate(edges.shift[order].T):
+            shift += cells_moved[:, None] * cells[:, k]
         return cls(
             frames,
             torch.tensor(frames.positions, device=device),

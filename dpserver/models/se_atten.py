@@ -241,7 +241,7 @@ class SeAtten(SmoothDescriptor[AttentionConfig]):
 
     def _moment_of_empty(self, graph: Graph, n_empty: Tensor, types: Tensor, centre: int) -> Tensor:
         """What the empty slots add to R̃ᵀ G, (atoms of the centre's species, 4, n_channels)."""
-        row, frames = self._empty(centre, types.dtype), graph.frames
+        row, frames = self.empty(centre, types.dtype), graph.frames
         first = frames.types[frames.offsets[:-1]][frames.frame_idx[graph.atoms[centre].cpu().numpy()]]
         if not self.has_ordered_atoms:
             first = np.full_like(first, centre)

@@ -37,19 +37,23 @@ class SeE2A(SmoothDescriptor[SeE2AConfig]):
     def _describe(self, graph: Graph, environment: Tensor, centre: int) -> Description:
         """The descriptors of the atoms of one species; their directions are (R̃ᵀ G)ᵀ without its row of s."""
         moments = [self._moment(graph, environment, centre, k) for k in range(self.n_species)]
-        moment = torch.stack(moments).sum(dim=0) / sum(self.sel)
+        return self.of_moments(torch.stack(moments).sum(dim=0))
+
+    def of_moments(self, moment: Tensor) -> Description:
+        """The descriptors of atoms from R̃ᵀ G summed over all slots, (n, 4, n_channels)."""
+        moment = moment / sum(self.sel)
         d = moment.transpose(1, 2) @ moment[:, :, : self.config.axis_neuron]
         return Description(d.flatten(1), moment[:, 1:].transpose(1, 2))
 
     def _moment(self, graph: Graph, environment: Tensor, centre: int, neighbour: int) -> Tensor:
         """R̃ᵀ G summed over the slots of one neighbour species, (atoms of the centre's, 4, n_channels)."""
         block = graph.blocks[centre, neighbour]
-        n_empty = self._empty_slots(graph, block, centre, neighbour)
+        n_empty = self.empty_slots(graph, block, centre, neighbour)
         net = self.embedding_of(centre, neighbour)
         dtype = next(net.parameters()).dtype
         if (centre, neighbour) in self.silent:
             return torch.zeros(len(n_empty), 4, self.config.neuron[-1], dtype=dtype, device=n_empty.device)
-        empty = self._empty(centre, dtype)
+        empty = self.empty(centre, dtype)
         moment: Tensor = n_empty.to(dtype)[:, None, None] * (empty.T @ net(empty[:, :1]))
         if (centre, neighbour) in self.excluded | self.unseen:
             return moment

@@ -44,12 +44,12 @@ class SeE2R(SmoothDescriptor[SeE2RConfig]):
     def _sum(self, graph: Graph, environment: Tensor, centre: int, neighbour: int) -> Tensor:
         """G summed over the slots of one neighbour species, (atoms of the centre's, n_channels)."""
         block = graph.blocks[centre, neighbour]
-        n_empty = self._empty_slots(graph, block, centre, neighbour)
+        n_empty = self.empty_slots(graph, block, centre, neighbour)
         net = self.embedding_of(centre, neighbour)
         dtype = next(net.parameters()).dtype
         if (centre, neighbour) in self.silent:
             return torch.zeros(len(n_empty), self.n_features, dtype=dtype, device=n_empty.device)
-        empty = self._empty(centre, dtype)
+        empty = self.empty(centre, dtype)
         total: Tensor = n_empty.to(dtype)[:, None] * net(empty)
         if (centre, neighbour) in self.excluded:
             masked: Tensor = net(torch.zeros_like(empty))

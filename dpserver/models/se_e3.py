@@ -38,7 +38,7 @@ class SeE3(SmoothDescriptor[SeE3Config]):
     def _describe(self, graph: Graph, environment: Tensor, centre: int) -> Description:
         """The descriptors of the atoms of one species."""
         used = [k for k in range(self.n_species) if self.sel[k]]
-        n_empty = {k: self._empty_slots(graph, graph.blocks[centre, k], centre, k) for k in range(self.n_species)}
+        n_empty = {k: self.empty_slots(graph, graph.blocks[centre, k], centre, k) for k in range(self.n_species)}
         sums = [self._sum(graph, environment, centre, (a, b), n_empty) for a in used for b in used if a <= b]
         return Description(torch.stack(sums).sum(dim=0))
 
@@ -55,7 +55,7 @@ class SeE3(SmoothDescriptor[SeE3Config]):
         theta = (u_a[j] * u_b[k]).sum(dim=-1, keepdim=True)
         weighted = theta if a != b else torch.where((j == k)[:, None], theta, 2 * theta)
         total = _summed(weighted, net(theta), row, segments_a.n_rows)
-        empty = self._empty(centre, dtype)[:, 1:]
+        empty = self.empty(centre, dtype)[:, 1:]
         if empty.any():
             for u, segments, n in ((u_a, segments_a, n_empty[b]), (u_b, segments_b, n_empty[a])):
                 rows = segments.slot // max(segments.width, 1)

@@ -162,11 +162,11 @@ class SmoothDescriptor(nn.Module, Generic[Config]):
         """The embedding net of a pair of species."""
         return self.embedding[neighbour if self.config.type_one_side else neighbour * self.n_species + centre]
 
-    def _empty(self, centre: int, dtype: torch.dtype) -> Tensor:
+    def empty(self, centre: int, dtype: torch.dtype) -> Tensor:
         """What an empty slot holds after normalisation, (1, n_columns)."""
         return (-self.davg[centre] / self.dstd[centre]).to(dtype)[None]
 
-    def _empty_slots(self, graph: Graph, block: Block, centre: int, neighbour: int) -> Tensor:
+    def empty_slots(self, graph: Graph, block: Block, centre: int, neighbour: int) -> Tensor:
         """Slots of `sel` left empty around each centre, (atoms of the centre's species,)."""
         if (centre, neighbour) in self.unseen:
             return torch.full_like(block.segments.counts, self.sel[neighbour])

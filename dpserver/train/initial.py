@@ -12,7 +12,7 @@ from dpserver.models.config import ModelConfig, PolarFittingConfig, TensorFittin
 from dpserver.models.potential import Potential
 from dpserver.models.splines import coefficients_of
 from dpserver.models.tensors import TensorModel
-from dpserver.train.bias import set_bias
+from dpserver.train.bias import change_bias, set_bias
 from dpserver.train.data import LabelledFrames, template
 from dpserver.train.statistics import NeighbourStatistics, composition, fit_energy_bias
 from dpserver.train.systems import Sample, System
@@ -53,6 +53,9 @@ def initial_model(
         if model.table is not None and table is not None:
             model.table.fill(table, coefficients_of(table, len(config.type_map)))
         set_bias(model, [s.data for s in systems])
+        charges = config.electrostatics
+        if charges is not None and not charges.is_fixed and any(s.data.energy is not None for s in systems):
+            change_bias(model, systems, n_wanted)  # the charges have an energy from the start
     elif isinstance(config.fitting_net, PolarFittingConfig) and config.fitting_net.shift_diag:
         model.shift.copy_(torch.from_numpy(_polar_shift(model, [s.data for s in systems])))
     return model

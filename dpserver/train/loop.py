@@ -24,11 +24,14 @@ from dpserver.train.bias import BiasChange, change_bias
 from dpserver.train.config import TrainInput
 from dpserver.train.data import fingerprint, template
 from dpserver.train.data_config import DataConfig
+from dpserver.train.evaluator import Evaluator
 from dpserver.train.initial import Model, initial_model, neighbour_statistics
 from dpserver.train.loss import Errors, Loss, TensorLoss
 from dpserver.train.loss_config import LossConfig, TensorLossConfig
 from dpserver.train.pair_table import with_table
 from dpserver.train.pretrained import Pretrained, check_same
+from dpserver.train.residual import take_charges_off
+from dpserver.train.room import Room
 from dpserver.train.sampling import Batch, BatchSampler
 from dpserver.train.soap import SOAP
 from dpserver.train.systems import System, check_coordinates, check_labels, open_systems
@@ -64,8 +67,11 @@ class Trainer:
 
     Attributes:
         potential: the model as it stands.
+        fitted: what of it is fitted to the systems: all, or what is left where their labels are without the energy of
+            charges that training does not change. It has the same weights, not copies of them.
         step: steps taken so far.
         numb_steps: length of the training.
+        evaluator: evaluates what is fitted, and tells how.
         seed: seed of weights and batches.
         notes: what the user should know of the data before it is trained on.
         bias_change: what starting from a trained model did to the energies of the species, if it did.
@@ -87,6 +93,7 @@ class Trainer:
         resumed = None if restart is None else _read_checkpoint(restart)
         device = checkpoint.choose_device(config.options.device)
         training, validation = config.training.training_data, config.training.validation_data
+        self._room = Room()
         self.systems = self._read(training)
         self.valid_systems = [] if validation is None else self._read(validation)
         self.notes = check_labels(self.systems, _needed(config))
@@ -98,13 +105,16 @@ class Trainer:
             else BatchSampler([s.data for s in self.valid_systems], validation, self.seed + 1)
         )
         self.neighbours = neighbour_statistics(self.systems, config.model.descriptor.cutoffs)
+        closest = self.neighbours.min_distance
         if self.valid_systems:
             seen = neighbour_statistics(self.valid_systems, config.model.descriptor.cutoffs)
             self.neighbours = self.neighbours.allowing(seen)
+            closest = np.minimum(closest, seen.min_distance)
         self.numb_steps = config.training.numb_steps or math.ceil(
             (config.training.numb_epoch or 0) * self.sampler.n_batches_of_epoch
         )
         self.fingerprint = fingerprint(s.data for s in self.systems)
+        take_charges_off([*self.systems, *self.valid_systems], config.model)
         self.origin: dict[str, Any] = {} if resumed is None else dict(resumed["training"].get("started_from", {}))
         self.bias_change: BiasChange | None = None
         if resumed is not None:
@@ -118,6 +128,8 @@ class Trainer:
             )
         self._check_sel(self.potential)
         self.potential = self.potential.to(device)
+        self.fitted = _near(self.potential) if isinstance(self.potential, Potential) else self.potential
+        self.evaluator = Evaluator(self.fitted, closest, self._room)
         self.optimizer = _make_optimizer(config, self.potential, self.lr(0))
         self.loss = _make_loss(config, self.potential)
         self._interval: list[dict[str, float]] = []
@@ -210,10 +222,12 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "sampler": self.sampler.state_dict(),
             "valid_sampler": None if self.valid_sampler is None else self.valid_sampler.state_dict(),
+            "evaluator": self.evaluator.state_dict(),
         }
         if self.average is not None:
             resume["average"] = self.average.state_dict()
             averaged = {**values, "state": {**values["state"], **resume["average"]}}
+            averaged.pop("tables", None)  # which are of the other weights
             self._write(t.average_prefix, averaged, t.ema_ckpt_keep)
         return self._write(t.checkpoint_prefix, {**values, "resume": resume})
 
@@ -254,6 +268,7 @@ class Trainer:
         """One step of the optimizer; returns the errors before it."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        self.evaluator.follow(self.step)
         batch = next(self.sampler)
         system = self.systems[batch.system]
         errors = self._weigh(system, batch.frames, lr, is_training=True)
@@ -285,14 +300,16 @@ class Trainer:
         """The loss of the model on a batch, and its errors."""
         graph, labels = system.batch(frames, self.potential.device)
         try:
-            return self.loss(self.potential(graph, is_training=is_training), labels, lr)
+            return self.loss(self.evaluator(graph, is_training=is_training), labels, lr)
         except StructureError as error:
             raise DataError(f"{system.data.name}, frames {frames.tolist()}: {error}") from None
 
     def _read(self, data: DataConfig) -> list[System]:
         loss = self.config.loss
         has_coefficients = isinstance(loss, LossConfig) and loss.enable_atom_ener_coeff
-        systems = open_systems(data, self.config.model, self.config.data_types, has_coefficients=has_coefficients)
+        systems = open_systems(
+            data, self.config.model, self.config.data_types, has_coefficients=has_coefficients, room=self._room
+        )
         if isinstance(loss, LossConfig) and "gf" in loss.terms:
             check_coordinates(systems, loss.numb_generalized_coord)
         return systems
@@ -315,7 +332,7 @@ class Trainer:
         model.template = template(s.data for s in self.systems)
         self.origin = pretrained.origin
         if pretrained.refits_bias and isinstance(model, Potential):
-            self.bias_change = change_bias(model, self.systems, self._sampled)
+            self.bias_change = change_bias(_near(model), self.systems, self._sampled)
         return model
 
     @property
@@ -325,9 +342,9 @@ class Trainer:
 
     def _change_bias(self) -> BiasChange | None:
         """Fit the energies of the species to what the trained model's energies lack."""
-        if not isinstance(self.potential, Potential):
+        if not isinstance(self.fitted, Potential):
             return None
-        return change_bias(self.potential, self.systems, self._sampled)
+        return change_bias(self.fitted, self.systems, self._sampled)
 
     def _resume(self, values: Mapping[str, Any], name: str) -> None:
         """Take over the state of a checkpoint."""
@@ -342,6 +359,7 @@ class Trainer:
         self.sampler.load_state_dict(values["resume"]["sampler"])
         if self.valid_sampler is not None and values["resume"]["valid_sampler"] is not None:
             self.valid_sampler.load_state_dict(values["resume"]["valid_sampler"])
+        self.evaluator.load_state_dict(values["resume"].get("evaluator", {}), f"the checkpoint {name}")
         self.step = int(values["training"]["step"])
 
 
@@ -349,6 +367,12 @@ def checkpoints(prefix: Path) -> list[Path]:
     """Checkpoints `prefix-STEP.pt` in order of their steps."""
     steps = {p: p.name[len(prefix.name) + 1 : -len(".pt")] for p in prefix.parent.glob(f"{prefix.name}-*.pt")}
     return sorted((p for p, step in steps.items() if step.isdecimal()), key=lambda p: int(steps[p]))
+
+
+def _near(model: Potential) -> Potential:
+    """What of a potential is fitted to labels that `take_charges_off` has been at."""
+    charges = model.config.electrostatics
+    return model if charges is None or not charges.is_fixed else model.without_charges()
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:

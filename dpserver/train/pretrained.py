@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 
 from dpserver.errors import ConfigError
 from dpserver.models import checkpoint
-from dpserver.models.config import AnyFittingConfig, DescriptorConfig, ModelConfig, parse
+from dpserver.models.config import AnyFittingConfig, DescriptorConfig, ElectrostaticsConfig, ModelConfig, parse
 from dpserver.models.section import Section
 
 _NETWORK: Final = ("descriptor", "fitting_net")
@@ -154,7 +154,9 @@ def differences(
         if key in ignored or (not is_strict and key not in asked.model_fields_set):
             continue
         if isinstance(mine, Section) and isinstance(theirs, Section):
-            yield from differences(mine, theirs, ignored, f"{path}.{key}", is_strict=is_strict)
+            # Charges that are trained are shifted to their sum, fixed ones are taken off the labels: another model.
+            free = ignored - {"trainable"} if isinstance(mine, ElectrostaticsConfig) else ignored
+            yield from differences(mine, theirs, free, f"{path}.{key}", is_strict=is_strict)
         elif _are_sections(mine) and _are_sections(theirs) and len(mine) == len(theirs):
             for k, (one, other) in enumerate(zip(mine, theirs, strict=True)):
                 yield from differences(one, other, ignored, f"{path}.{key}[{k}]", is_strict=is_strict)

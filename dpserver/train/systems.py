@@ -18,9 +18,10 @@ from dpserver.neighbors import Edges
 from dpserver.train.data import LabelledFrames, join, read_systems
 from dpserver.train.data_config import DataConfig
 from dpserver.train.loss import Labels
+from dpserver.train.room import EDGE_BYTES, Room
 
-MAX_CACHED_EDGES = 50_000_000
-"""Neighbour lists of a system are kept up to this many edges, 48 bytes each, and built anew beyond."""
+GRAPH_EDGES = 4
+"""An edge of a batch that is kept ready takes the room of so many."""
 
 
 class System:
@@ -30,14 +31,16 @@ class System:
         data: structures and labels.
         rcut: cutoff of the lists, Å.
         n_species: number of species.
+        room: where lists and batches are kept; by default one of its own.
     """
 
-    def __init__(self, data: LabelledFrames, rcut: float, n_species: int) -> None:
+    def __init__(self, data: LabelledFrames, rcut: float, n_species: int, room: Room | None = None) -> None:
         self.data = data
         self.rcut = rcut
         self.n_species = n_species
         self._edges: dict[int, Edges] = {}
-        self._room = MAX_CACHED_EDGES
+        self._ready: dict[int, tuple[LabelledFrames, Graph, Labels]] = {}
+        self.room = Room() if room is None else room
 
     def edges(self, frame: int) -> Edges:
         """Neighbour list of one frame.
@@ -48,16 +51,22 @@ class System:
         if frame in self._edges:
             return self._edges[frame]
         try:
-            edges = neighbors.build(self.data.subset([frame]).frames, self.rcut)
+            frames = self.data.subset([frame]).frames
+            edges = neighbors.build(frames, self.rcut)
         except StructureError as error:
             raise DataError(f"{self.data.name}, frame {frame}: {error}") from None
-        if len(edges) <= self._room:
-            self._room -= len(edges)
+        edges = _as_in_graphs(edges, frames.types)
+        if self.room.take(EDGE_BYTES * len(edges)):
             self._edges[frame] = edges
         return edges
 
     def batch(self, frame_idx: Sequence[int] | Ints, device: torch.device) -> tuple[Graph, Labels]:
-        """Graph and labels of some frames, on the device."""
+        """Graph and labels of some frames, on the device; those of a single frame on the CPU are kept."""
+        only = int(frame_idx[0]) if len(frame_idx) == 1 and device.type == "cpu" else None
+        if only is not None and (kept := self._ready.get(only)) is not None:
+            if kept[0] is self.data:
+                return kept[1:]
+            self._forget(only)
         data = self.data.subset(frame_idx)
         edges = Edges.concatenate([self.edges(int(k)) for k in frame_idx], data.frames.offsets[:-1])
         labels = Labels(
@@ -66,7 +75,25 @@ class System:
             torch.as_tensor(data.frames.frame_idx, device=device),
             torch.as_tensor(data.frames.types, device=device),
         )
-        return Graph.build(data.frames, edges, self.n_species, device), labels
+        graph = Graph.build(data.frames, edges, self.n_species, device)
+        more = (GRAPH_EDGES - 1) * EDGE_BYTES * len(edges)
+        if only is not None and only in self._edges and self.room.take(more):
+            del self._edges[only]
+            self._ready[only] = self.data, graph, labels
+        return graph, labels
+
+    def subset(self, frame_idx: Sequence[int]) -> System:
+        """A system of some of the frames, in the same room; this one keeps nothing any more."""
+        self.room.give(EDGE_BYTES * sum(map(len, self._edges.values())))
+        self._edges.clear()
+        for frame in list(self._ready):
+            self._forget(frame)
+        return System(self.data.subset(frame_idx), self.rcut, self.n_species, self.room)
+
+    def _forget(self, frame: int) -> None:
+        """Keep the batch of a frame no longer."""
+        _, graph, _ = self._ready.pop(frame)
+        self.room.give(GRAPH_EDGES * EDGE_BYTES * len(graph.centre))
 
     def closest(self, frame: int) -> float:
         """Smallest distance between atoms of a frame within the cutoff, Å; 0 where they overlap, inf without any."""
@@ -101,13 +128,24 @@ class Sample:
         return (graph for graph, _ in self.batches())
 
 
+def _as_in_graphs(edges: Edges, types: Ints) -> Edges:
+    """The edges of a frame in the order they have in a `Graph`, so that it need not sort them every time."""
+    order = np.lexsort((edges.centre, types[edges.neighbour], types[edges.centre]))
+    return Edges(edges.centre[order], edges.neighbour[order], edges.shift[order], edges.distance[order])
+
+
 def _evenly(n_frames: int, n_wanted: int) -> Ints:
     """At most n_wanted frames, evenly spaced."""
     return np.linspace(0, n_frames - 1, min(n_frames, n_wanted)).round().astype(np.int64)
 
 
 def open_systems(
-    config: DataConfig, model: ModelConfig, types: Sequence[str] | None = None, *, has_coefficients: bool = False
+    config: DataConfig,
+    model: ModelConfig,
+    types: Sequence[str] | None = None,
+    *,
+    has_coefficients: bool = False,
+    room: Room | None = None,
 ) -> list[System]:
     """Read the systems of a section, without the frames it leaves out.
 
@@ -116,6 +154,7 @@ def open_systems(
         model: whose species the frames are indexed by.
         types: what the numbers of systems without names of their own stand for; the model's species by default.
         has_coefficients: whether `atom_ener_coeff.npy` is to be heeded.
+        room: that they share; by default one that is theirs.
 
     Raises:
         DataError: the data cannot be read, or nothing is left of it.
@@ -130,7 +169,8 @@ def open_systems(
         if config.sys_probs is not None:
             raise ConfigError('sys_probs: has no meaning with batch_size "mixed:N", which draws from all systems alike')
         data = [join(data)]
-    systems = [System(s, model.rcut, len(model.type_map)) for s in data]
+    room = Room() if room is None else room
+    systems = [System(s, model.rcut, len(model.type_map), room) for s in data]
     if config.min_pair_dist:
         systems = [kept for s in systems if (kept := _without_close(s, config.min_pair_dist)) is not None]
     if not systems:
@@ -168,7 +208,7 @@ def _without_close(system: System, closest: float) -> System | None:
     kept = [k for k in range(system.data.n_frames) if system.closest(k) >= closest]
     if len(kept) == system.data.n_frames:
         return system
-    return System(system.data.subset(kept), system.rcut, system.n_species) if kept else None
+    return system.subset(kept) if kept else None
 
 
 def check_labels(systems: Sequence[System], needed: Mapping[str, str]) -> list[str]:

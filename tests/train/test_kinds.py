@@ -33,6 +33,9 @@ KINDS: dict[str, dict[str, Any]] = {
             {**SE_E2_A, "rcut": 3.0}, {"type": "se_e2_r", **SMOOTH}, {**SE_ATTEN, "sel": "auto:1.3"},
         ]},
     },
+    "behler_parrinello": {
+        "descriptor": {"type": "behler_parrinello", "rcut": 3.0, "radial": "auto:4", "angular": "auto:1"},
+    },
     "frame parameters": {"descriptor": SE_E2_A, "fitting_net": {**FITTING, "numb_fparam": 1}},
     "atom parameters": {"descriptor": SE_E2_A, "fitting_net": {**FITTING, "numb_aparam": 2}},
     "energies in vacuum": {

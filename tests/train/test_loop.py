@@ -8,6 +8,7 @@ import torch
 import dpserver
 from dpserver.errors import ConfigError, DataError, ModelFileError
 from dpserver.models import checkpoint
+from dpserver.models.kept_tables import KeptTables, fingerprint
 from dpserver.train.config import load_input
 from dpserver.train.loop import StepReport, Trainer, checkpoints
 from tests.train import teacher
@@ -179,6 +180,23 @@ def test_the_mean_of_the_weights_is_written_beside_them(tmp_path):
     again._take_step(again.lr(2))
     assert again.average is not None
     assert (torch.cat([w.flatten() for w in again.average.weights.values()]) == found).all()
+
+
+def test_the_mean_of_the_weights_comes_without_tables_of_others(tmp_path):
+    t = trainer(tmp_path, enable_ema=True, numb_steps=1)
+    t.potential.tables = KeptTables(fingerprint(t.potential), 1e-10, ())
+    assert "tables" in checkpoint.read(t.save_checkpoint())
+    (mean,) = checkpoints(tmp_path / "model_ema.ckpt")
+    assert "tables" not in checkpoint.read(mean)
+
+
+def test_training_and_validation_share_one_room(tmp_path):
+    t = trainer(tmp_path, numb_steps=1)
+    assert t.valid_systems
+    assert len({id(s.room) for s in (*t.systems, *t.valid_systems)}) == 1
+    before = t.systems[0].room.left
+    t._take_step(t.lr(0))
+    assert t.systems[0].room.left < before
 
 
 @pytest.mark.parametrize(("before", "after"), [("double", "mixed"), ("mixed", "double")])

@@ -4,12 +4,12 @@ import torch
 
 from dpserver.errors import ConfigError, DataError
 from dpserver.models.config import ModelConfig, parse
-from dpserver.train import systems as module
+from dpserver.train import room
 from dpserver.train.data import read_system
 from dpserver.train.data_config import DataConfig
 from dpserver.train.initial import initial_model
 from dpserver.train.loss_config import LossConfig
-from dpserver.train.systems import Sample, System, check_labels, open_systems
+from dpserver.train.systems import GRAPH_EDGES, Sample, System, check_labels, open_systems
 from tests.train import teacher
 
 CPU = torch.device("cpu")
@@ -32,10 +32,45 @@ def test_a_batch_is_its_frames_in_the_order_asked(system):
 
 def test_neighbour_lists_are_built_once_while_there_is_room(system, monkeypatch):
     assert system.edges(1) is system.edges(1)
-    monkeypatch.setattr(module, "MAX_CACHED_EDGES", 0)
+    monkeypatch.setattr(room, "MAX_CACHED_EDGES", 0)
     full = System(system.data, 4.0, 2)
     assert full.edges(1) is not full.edges(1)
     assert (full.edges(1).distance == system.edges(1).distance).all()
+
+
+def test_a_batch_of_one_frame_is_kept_ready_while_there_is_room(system, monkeypatch):
+    first = system.batch([1], CPU)
+    assert system.batch(np.array([1]), CPU)[0] is first[0]
+    assert system.batch([1, 2], CPU)[0] is not first[0]
+    monkeypatch.setattr(room, "MAX_CACHED_EDGES", 2 * len(first[0].centre))
+    full = System(system.data, 4.0, 2)
+    assert full.batch([1], CPU)[0] is not full.batch([1], CPU)[0]
+    assert full.edges(1) is full.edges(1)
+    system.data = system.data.subset([0, 0, 0, 0])
+    assert (system.batch([1], CPU)[1].values["energy"].numpy() == system.data.energy[1]).all()
+
+
+def test_systems_share_one_room(system, tmp_path):
+    first, second = (System(system.data, 4.0, 2, system.room) for _ in range(2))
+    before = system.room.left
+    graph, _ = first.batch([0], CPU)
+    n_bytes = room.EDGE_BYTES * len(graph.centre)
+    assert system.room.left == before - GRAPH_EDGES * n_bytes
+    second.edges(0)
+    assert system.room.left == before - (GRAPH_EDGES + 1) * n_bytes
+    first.data = first.data.subset([0, 0])
+    first.batch([0], CPU)
+    assert system.room.left == before - (GRAPH_EDGES + 1) * n_bytes
+    assert first.subset([0]).room is system.room
+    second.subset([0])
+    assert system.room.left == before
+
+
+def test_edges_are_in_the_order_of_graphs(system):
+    edges, (graph, _) = system.edges(1), system.batch([1], CPU)
+    assert (edges.centre == graph.centre.numpy()).all()
+    assert (edges.neighbour == graph.neighbour.numpy()).all()
+    assert np.linalg.norm(graph.vectors().numpy(), axis=1) == pytest.approx(edges.distance, abs=1e-12)
 
 
 def test_labels_the_loss_asks_for_must_be_there(tmp_path):
