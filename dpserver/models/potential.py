@@ -1,26 +1,33 @@
 """The Deep Potential (Zhang, Han, Wang, Car and E, PRL 120, 143001, 2018): a sum of atomic energies.
 
 E = Σ_i [N_c(i)(D_i) + b_c(i)]      D_i the descriptor of atom i, N_c the fitting net of its species, b_c its bias;
-                                    a table of pair energies may join in, see `pair_table`
+                                    a table of pair energies may join in, see `pair_table`, and charges that
+                                    interact at all distances, see `electrostatics`
 F_k = -dE/dx_k,   Ξ = -dE/dε        through the derivatives by the edge vectors r_ij
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dpserver.errors import ConfigError
-from dpserver.frames import ForceResult, Frames
+from dpserver.frames import Floats, ForceResult, Frames
 from dpserver.models.accelerated import Accelerated
 from dpserver.models.atomic import AtomicModel
 from dpserver.models.compilation import TABLE_ERROR, Compilation
 from dpserver.models.config import EnergyFittingConfig, ModelConfig
+from dpserver.models.description import Description
 from dpserver.models.descriptors import make_descriptor
+from dpserver.models.electrostatics import Electrostatics, Placement
 from dpserver.models.fitting import Fitting
 from dpserver.models.graph import Graph
+from dpserver.models.kept_tables import KeptTables
 from dpserver.models.no_descriptor import NoDescriptor
 from dpserver.models.pair_table import PairTable, Switch
 
@@ -40,6 +47,32 @@ class Prediction:
     forces: Tensor
     virial: Tensor
     atom_energy: Tensor
+
+    @classmethod
+    def of_derivatives(
+        cls, graph: Graph, r_ij: Tensor, atom_energy: Tensor, edge_grad: Tensor, far: Sequence[Tensor] = ()
+    ) -> Prediction:
+        """Sum up energies, forces and virials.
+
+        Args:
+            graph: the batch.
+            r_ij: its edge vectors, (n_edges, 3), Å.
+            atom_energy: (n_atoms,), eV.
+            edge_grad: derivatives of the energy by the edge vectors, (n_edges, 3), eV/Å.
+            far: its derivatives by the positions and the strains for what does not go by edges, (n_atoms, 3), eV/Å, and
+                (n_frames, 3, 3), eV.
+        """
+        n_atoms, n_frames = graph.frames.n_atoms, graph.frames.n_frames
+        # F_k = Σ_{i→j: i=k} dE/dr_ij - Σ_{i→j: j=k} dE/dr_ij
+        forces = edge_grad.new_zeros(n_atoms, 3).index_add(0, graph.centre, edge_grad)
+        forces = forces.index_add(0, graph.neighbour, edge_grad, alpha=-1)
+        # Ξ = -Σ_{i→j} dE/dr_ij ⊗ r_ij
+        outer = -(edge_grad[:, :, None] * r_ij[:, None, :])
+        virial = outer.new_zeros(n_frames, 3, 3).index_add(0, graph.frame_idx[graph.centre], outer)
+        if far:
+            forces, virial = forces - far[0], virial - far[1]
+        energy = atom_energy.new_zeros(n_frames).index_add(0, graph.frame_idx, atom_energy)
+        return cls(energy, forces, virial, atom_energy)
 
     def to_result(self, frames: Frames) -> ForceResult:
         """The numbers for the caller, in arrays of its own.
@@ -72,8 +105,10 @@ class Potential(AtomicModel):
         min_distance: smallest distance seen in training of each pair of species, (n_species, n_species), Å; inf where
             the pair was never met.
         table: pair energies beside the net or in its place; None where there are none.
+        electrostatics: charges of the atoms; None where there are none.
         absent: species whose atoms have no energy.
         vacuum_removed: species whose atoms have only their bias in an empty environment (`atom_ener`).
+        tables: of the embedding nets, that the model file holds; None where it holds none.
 
     Raises:
         ConfigError: the fitting net is not one of energies.
@@ -100,30 +135,89 @@ class Potential(AtomicModel):
         self.vacuum_removed = _vacuum_removed(config.fitting_net, len(self.species))
         self.register_buffer("energy_bias", torch.zeros(len(self.species), dtype=torch.float64))
         self.table = _make_table(config)
+        self.electrostatics: Electrostatics | None = None
+        if config.electrostatics is not None:
+            self.electrostatics = Electrostatics(
+                config.electrostatics,
+                self.species,
+                self.descriptor.n_features,
+                generator,
+                is_shared=config.descriptor.embeds_types,
+            )
+        self.tables: KeptTables | None = None
         self._compilation: Compilation | None = None
         self.set_precision(precision)
 
     @property
     def can_cut(self) -> bool:
         """Whether a structure can be evaluated in parts, with ghosts, as it is over ranks."""
-        return not any(getattr(part, "has_ordered_atoms", False) for part in self.descriptor.modules())
+        return super().can_cut and self.electrostatics is None
 
-    def atom_energies(self, graph: Graph, r_ij: Tensor) -> Tensor:
-        """Energy of each atom, 0 for ghosts, (n_atoms,), float64, eV, from the edge vectors (n_edges, 3), Å."""
-        net = graph.by_atom(self._net_energies(graph, r_ij))
+    def without_charges(self) -> Potential:
+        """The same model without its charges: what has a short range. It has the same weights, not copies of them."""
+        bare = copy.copy(self)
+        bare.config = self.config.model_copy(update={"electrostatics": None})
+        bare._modules = {**self._modules, "electrostatics": None}
+        bare._compilation = None
+        return bare
+
+    def atom_energies(self, graph: Graph, r_ij: Tensor, placement: Placement | None = None) -> Tensor:
+        """Energy of each atom, 0 for ghosts.
+
+        Args:
+            graph: the batch.
+            r_ij: edge vectors, (n_edges, 3), Å, to differentiate the part of short range by.
+            placement: positions and strains to differentiate the interaction of charges by.
+
+        Returns:
+            (n_atoms,), float64, eV.
+        """
+        return self.energies_of(graph, self._describe(graph, r_ij), r_ij, placement)
+
+    def energies_of(
+        self, graph: Graph, described: list[Description] | None, r_ij: Tensor, placement: Placement | None = None
+    ) -> Tensor:
+        """Energy of each atom from the descriptors of the atoms of each species; see `atom_energies`."""
+        net = graph.by_atom(self._net_energies(graph, described))
         bias = graph.by_atom([b.expand(len(atoms)) for b, atoms in zip(self.energy_bias, graph.atoms, strict=True)])
         energies = net + bias if self.table is None else self.table.join(graph, r_ij, net, bias)
         absent = [graph.atoms[c] for c in self.absent]
-        return energies.index_fill(0, torch.cat(absent), 0.0) if absent else energies
+        energies = energies.index_fill(0, torch.cat(absent), 0.0) if absent else energies
+        if self.electrostatics is None:
+            return energies
+        charges = self.electrostatics.of_atoms(graph, described)
+        where = Placement.of(graph) if placement is None else placement
+        return energies + self.electrostatics.energies(graph, charges, where)
 
-    def _net_energies(self, graph: Graph, r_ij: Tensor) -> list[Tensor]:
-        """What the nets say of the atoms of each species, (n,), float64, eV."""
+    def charges(self, frames: Frames) -> Floats:
+        """Charge of each atom, (n_atoms,), e; zeros where the model has none.
+
+        Raises:
+            StructureError: a structure that has no answer, named with its cause.
+        """
+        self.check(frames)
+        if self.electrostatics is None:
+            return np.zeros(frames.n_atoms)
+        with torch.no_grad():
+            graph = self.graph(frames)
+            described = None if self.electrostatics.nets is None else self._describe(graph, graph.vectors())
+            return self.electrostatics.of_atoms(graph, described).cpu().numpy()
+
+    def _describe(self, graph: Graph, r_ij: Tensor) -> list[Description] | None:
+        """The descriptors of the atoms of each species; None without a descriptor."""
         if not len(self.fitting):
-            return [r_ij.new_zeros(len(atoms)) for atoms in graph.atoms]
+            return None
         if self.descriptor.rcut < self.rcut:
             graph, edges = graph.within(self.descriptor.rcut)
             r_ij = r_ij.index_select(0, edges)
-        outputs = self.fitting(graph, self.descriptor(graph, r_ij.to(self.environment_dtype)))
+        described: list[Description] = self.descriptor(graph, r_ij.to(self.environment_dtype))
+        return described
+
+    def _net_energies(self, graph: Graph, described: Sequence[Description] | None) -> list[Tensor]:
+        """What the nets say of the atoms of each species, (n,), float64, eV."""
+        if described is None:
+            return [graph.positions.new_zeros(len(atoms)) for atoms in graph.atoms]
+        outputs = self.fitting(graph, described)
         for c in self.vacuum_removed:
             parameters = self.fitting.parameters_of(graph)
             mine = None if parameters is None else parameters[graph.atoms[c]]
@@ -139,21 +233,15 @@ class Potential(AtomicModel):
         """
         with torch.enable_grad():
             r_ij = graph.vectors().requires_grad_()
-            atom_energy = self.atom_energies(graph, r_ij)
-            (edge_grad,) = torch.autograd.grad(
-                atom_energy.sum(), r_ij, create_graph=is_training, materialize_grads=True
+            placement = None if self.electrostatics is None else Placement.of(graph).requires_grad_()
+            atom_energy = self.atom_energies(graph, r_ij, placement)
+            variables = [r_ij] if placement is None else [r_ij, placement.positions, placement.strain]
+            edge_grad, *far = torch.autograd.grad(
+                atom_energy.sum(), variables, create_graph=is_training, materialize_grads=True
             )
         if not is_training:
             r_ij, atom_energy = r_ij.detach(), atom_energy.detach()
-        n_atoms, n_frames = graph.frames.n_atoms, graph.frames.n_frames
-        # F_k = Σ_{i→j: i=k} dE/dr_ij - Σ_{i→j: j=k} dE/dr_ij
-        forces = edge_grad.new_zeros(n_atoms, 3).index_add(0, graph.centre, edge_grad)
-        forces = forces.index_add(0, graph.neighbour, edge_grad, alpha=-1)
-        # Ξ = -Σ_{i→j} dE/dr_ij ⊗ r_ij
-        outer = -(edge_grad[:, :, None] * r_ij[:, None, :])
-        virial = outer.new_zeros(n_frames, 3, 3).index_add(0, graph.frame_idx[graph.centre], outer)
-        energy = atom_energy.new_zeros(n_frames).index_add(0, graph.frame_idx, atom_energy)
-        return Prediction(energy, forces, virial, atom_energy)
+        return Prediction.of_derivatives(graph, r_ij, atom_energy, edge_grad, far)
 
     def accelerate(self, threads: int | None = None, table_error: float = TABLE_ERROR) -> None:
         """Let `evaluate` use kernels, where they know this model; see `Compilation`.

@@ -8,11 +8,13 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from dpserver.models.config.atten import SeAttenConfig, SeAttenV2Config
 from dpserver.models.config.common import TypePairs, check_pairs, descriptor_name
+from dpserver.models.config.electrostatics import ElectrostaticsConfig
 from dpserver.models.config.fitting import AnyFittingConfig, EnergyFittingConfig
 from dpserver.models.config.hybrid import HybridConfig
 from dpserver.models.config.loc_frame import LocFrameConfig
 from dpserver.models.config.pair_table import NoDescriptorConfig, PairTableConfig
 from dpserver.models.config.smooth import SeE2AConfig, SeE2RConfig
+from dpserver.models.config.symmetry import BehlerParrinelloConfig
 from dpserver.models.config.three_body import SeE3Config
 from dpserver.models.section import (
     Bool,
@@ -38,6 +40,7 @@ DescriptorConfig = Annotated[
     | SeAttenConfig
     | SeAttenV2Config
     | LocFrameConfig
+    | BehlerParrinelloConfig
     | HybridConfig
     | NoDescriptorConfig,
     Field(discriminator="type"),
@@ -72,6 +75,7 @@ class ModelConfig(Section):
         sw_rmax: mean of distances from which on the net is all, Å.
         srtab_add_bias: add the energy bias of the types to the table's energies too.
         pair_table: the shape of the table that a finished model has.
+        electrostatics: charges that interact at all distances; our own section, DeePMD-kit has none like it.
         data_stat_nbatch: batches per system that davg and dstd are computed from.
         data_stat_protect: smallest dstd.
     """
@@ -87,7 +91,7 @@ class ModelConfig(Section):
     hints: ClassVar[Table] = {
         **dict.fromkeys(("model_dict", "shared_dict", "fitting_net_dict"), MULTI_TASK),
         "type_embedding": "belongs to the TensorFlow backend; the descriptor se_atten has its own, tebd_dim",
-        "modifier": "long-range electrostatics (dplr) is not supported; train and serve such a model with DeePMD-kit",
+        "modifier": "dplr is not supported: train and serve such a model with DeePMD-kit, or see model.electrostatics",
         "spin": "spin is not supported; train such a model with DeePMD-kit and serve it with --backend deepmd",
         "compress": "a model is never compressed here, the daemon makes its tables itself; leave it out",
         "finetune_head": "is given on the command line, by --head beside --finetune",
@@ -109,6 +113,7 @@ class ModelConfig(Section):
     sw_rmax: PositiveFloat | None = None
     srtab_add_bias: Bool = True
     pair_table: PairTableConfig | None = None
+    electrostatics: ElectrostaticsConfig | None = None
     data_stat_nbatch: Positive = 10
     data_stat_protect: PositiveFloat = 1e-2
 
@@ -122,13 +127,14 @@ class ModelConfig(Section):
         if any(len(energies) != len(self.type_map) for energies in (self.preset_out_bias or {}).values()):
             raise complain("preset_out_bias", f"needs one energy, or null, for each of the {len(self.type_map)} types")
         self._check_table()
+        self._check_electrostatics()
         if self.atom_exclude_types and max(self.atom_exclude_types) >= len(self.type_map):
             last = len(self.type_map) - 1
             raise complain("atom_exclude_types", f"types go from 0 to {last}, got {list(self.atom_exclude_types)}")
         if not self.selected_types:
             raise complain("atom_exclude_types", "leaves no type whose atoms add anything")
-        if self.pair_exclude_types and isinstance(self.descriptor, LocFrameConfig):
-            raise complain("pair_exclude_types", "is not supported with the descriptor loc_frame")
+        if self.pair_exclude_types and isinstance(self.descriptor, LocFrameConfig | BehlerParrinelloConfig):
+            raise complain("pair_exclude_types", f"is not supported with the descriptor {self.descriptor.type}")
         return self
 
     def _check_table(self) -> None:
@@ -146,6 +152,16 @@ class ModelConfig(Section):
                 raise complain("sw_rmin", f"must be smaller than sw_rmax = {self.sw_rmax}, got {self.sw_rmin}")
         elif self.sw_rmin is not None or self.sw_rmax is not None:
             raise complain("sw_rmin", "has a meaning with a table only, use_srtab")
+
+    def _check_electrostatics(self) -> None:
+        """Raise where charges do not go with the rest."""
+        if self.electrostatics is None:
+            return
+        self.electrostatics.check_types(self.type_map)
+        if not isinstance(self.fitting_net, EnergyFittingConfig):
+            raise complain("electrostatics", "goes with a fitting net of energies only")
+        if self.electrostatics.environment is not None and isinstance(self.descriptor, NoDescriptorConfig):
+            raise complain("electrostatics.environment", "needs a descriptor")
 
     @property
     def rcut(self) -> float:
