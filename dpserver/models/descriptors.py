@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from dpserver.models.behler_parrinello import BehlerParrinello
 from dpserver.models.config import (
     AttentionConfig,
+    BehlerParrinelloConfig,
     HybridConfig,
     LocFrameConfig,
     ModelConfig,
@@ -22,7 +24,7 @@ from dpserver.models.se_e2_a import SeE2A
 from dpserver.models.se_e2_r import SeE2R
 from dpserver.models.se_e3 import SeE3
 
-Descriptor = SeE2A | SeE2R | SeE3 | SeAtten | LocFrame | Hybrid | NoDescriptor
+Descriptor = SeE2A | SeE2R | SeE3 | SeAtten | LocFrame | BehlerParrinello | Hybrid | NoDescriptor
 
 
 def make_descriptor(config: ModelConfig, generator: torch.Generator) -> Descriptor:
@@ -31,6 +33,8 @@ def make_descriptor(config: ModelConfig, generator: torch.Generator) -> Descript
         return Hybrid([_make_part(config, part, generator) for part in config.descriptor.list])
     if isinstance(config.descriptor, LocFrameConfig):
         return LocFrame(config.descriptor, len(config.type_map))
+    if isinstance(config.descriptor, BehlerParrinelloConfig):
+        return BehlerParrinello(config.descriptor, len(config.type_map))
     if isinstance(config.descriptor, NoDescriptorConfig):
         return NoDescriptor(config.descriptor)
     return _make_part(config, config.descriptor, generator)

@@ -45,7 +45,8 @@ _EXCEPTIONS: Final = {
     "Rg": "6d10 7s1",
 }
 """Shells that the order of energies fills differently."""
-_SYMBOLS: Final = _ELEMENTS.split()
+SYMBOLS: Final = tuple(_ELEMENTS.split())
+"""Of all elements, by atomic number, hydrogen first."""
 _SHELLS: Final = _BY_NUMBER.split()
 _ORBITALS: Final = {"s": 1, "p": 3, "d": 5, "f": 7}
 
@@ -59,9 +60,9 @@ def occupation(symbol: str) -> dict[str, int]:
     Raises:
         ConfigError: there is no such element.
     """
-    if symbol not in _SYMBOLS:
+    if symbol not in SYMBOLS:
         raise ConfigError(f"{symbol!r} in type_map is no element; use_econf_tebd needs the electrons of every type")
-    left, found = _SYMBOLS.index(symbol) + 1, {}
+    left, found = SYMBOLS.index(symbol) + 1, {}
     for shell in _BY_ENERGY.split():
         found[shell] = min(left, 2 * _ORBITALS[shell[1]])
         left -= found[shell]

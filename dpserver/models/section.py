@@ -133,7 +133,9 @@ def _describe(root: type[Section], path: str, error: dict[str, Any]) -> str:
         advice = owner.advice.get(str(names[-1]), "")
         return f"{key}: this key is required{advice and ', '}{advice}"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        tags = context.get("expected_tags", "se_e2_a, se_e2_r, se_e3, se_atten, se_atten_v2, loc_frame, hybrid")
+        tags = context.get(
+            "expected_tags", "se_e2_a, se_e2_r, se_e3, se_atten, se_atten_v2, loc_frame, behler_parrinello, hybrid"
+        )
         tags = tags.replace(f", '{UNSPOKEN_TAG}'", "")
         return f"{key}.type: supported are {tags}; {_shown_type(got)}"
     message = str(context.get("error", error["msg"]))

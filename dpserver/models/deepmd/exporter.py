@@ -57,6 +57,8 @@ def tree_of(potential: AtomicModel, precision: str = "double") -> Tree:
     config = potential.config
     if isinstance(config.descriptor, NoDescriptorConfig):
         raise cannot_dump("a table of pair energies alone")
+    if config.electrostatics is not None:
+        raise cannot_dump("a model with charges (model.electrostatics)")
     form = form_of_input(config.descriptor.type)
     number, types = _PRECISIONS[precision], list(config.type_map)
     pairs = [list(pair) for pair in config.pair_exclude_types]

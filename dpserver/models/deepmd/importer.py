@@ -16,6 +16,7 @@ import torch
 
 from dpserver.errors import ConfigError, ModelFileError
 from dpserver.models.config import (
+    BehlerParrinelloConfig,
     HybridConfig,
     LocFrameConfig,
     ModelConfig,
@@ -149,5 +150,6 @@ def _check_size(config: ModelConfig, form: Form) -> None:
     n_types, budget = len(config.type_map), Budget()
     n_features = form.spend(config.descriptor.model_dump(), n_types, budget)
     parts = config.descriptor.list if isinstance(config.descriptor, HybridConfig) else [config.descriptor]
-    n_channels = sum(part.neuron[-1] for part in parts if not isinstance(part, LocFrameConfig | NoDescriptorConfig))
+    without = LocFrameConfig | BehlerParrinelloConfig | NoDescriptorConfig
+    n_channels = sum(part.neuron[-1] for part in parts if not isinstance(part, without))
     fittings.spend(config.fitting_net, n_features, n_channels, n_types, budget)
