@@ -21,6 +21,7 @@ from dpserver.errors import ConfigError, StructureError
 from dpserver.frames import CommitteeResult, Frames, Ints
 from dpserver.models import checkpoint
 from dpserver.models.committee import Committee
+from dpserver.models.compilation import TABLE_ERROR
 from dpserver.models.parameters import suited
 from dpserver.models.potential import Potential
 from dpserver.models.tensors import TensorModel
@@ -41,6 +42,7 @@ class DPCalculator(Calculator):
         aparam: parameters of the atoms, for a model that takes such, (n_atoms, n_aparam); `atoms.arrays["aparam"]` and
             `atoms.info["aparam"]` go before it.
         dipole: a model of dipoles, or its file; with it there is the property `dipole`, in e Å.
+        table_error: of forces, by tables of the embedding nets, relative to their typical size; for a model file.
 
     Attributes:
         potential: what evaluates.
@@ -51,7 +53,7 @@ class DPCalculator(Calculator):
     Raises:
         ModelFileError: the file cannot be used.
         DeviceError: the device does not exist.
-        ConfigError: the precision is unknown, or the model of dipoles is none.
+        ConfigError: the precision is unknown, a number makes no sense, or the model of dipoles is none.
     """
 
     implemented_properties: list[str] = [  # noqa: RUF012
@@ -67,13 +69,16 @@ class DPCalculator(Calculator):
         fparam: ArrayLike | None = None,
         aparam: ArrayLike | None = None,
         dipole: str | Path | TensorModel | None = None,
+        table_error: float = TABLE_ERROR,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.dipole = checkpoint.load_tensor(dipole, device, precision) if isinstance(dipole, str | Path) else dipole
         if self.dipole is not None and self.dipole.kind != "dipole":
             raise ConfigError(f"the model given for the dipole is one of the kind {self.dipole.kind}")
         self._given = fparam, aparam
-        self.potential = checkpoint.load(model, device, precision) if isinstance(model, str | Path) else model
+        if isinstance(model, str | Path):
+            model = checkpoint.load(model, device, precision, table_error=table_error)
+        self.potential = model
         self.committee: CommitteeResult | None = None
         self._model = Pieces(self.potential)
 

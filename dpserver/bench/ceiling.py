@@ -43,7 +43,7 @@ def ceiling(dtype: torch.dtype, device: torch.device) -> dict[str, float]:
 def _ours(a: Any, b: Any) -> Callable[[], None]:
     """The product by our kernel."""
     from dpserver.kernels.fitting import Matrix, multiply, pack, padded
-    from dpserver.models.assembly import aligned
+    from dpserver.models.packing import aligned
 
     width = padded(_COLUMNS, a.dtype)
     packed, left = aligned(_DEPTH * width, a.dtype), aligned(a.size, a.dtype)

@@ -19,6 +19,7 @@ from dpserver.cli.info import info
 from dpserver.cli.mpi import is_driver, whole_job
 from dpserver.cli.serve import serve
 from dpserver.cli.status import status
+from dpserver.cli.tabulate import tabulate
 from dpserver.cli.test import test
 from dpserver.cli.train import train
 from dpserver.errors import ConfigError, DPServerError
@@ -40,7 +41,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for _command in (serve, status, train, committee, test, info, bench, demo):
+for _command in (serve, status, train, committee, tabulate, test, info, bench, demo):
     app.command()(_command)
 app.command("change-bias")(change_bias)
 app.command("import")(import_model)

@@ -40,6 +40,7 @@ def bench(
     device: options.Device = "auto",
     precision: options.Precision = None,
     threads: options.Threads = None,
+    table_error: options.TableError = 1e-10,
 ) -> None:
     """Time a model on this machine: over sizes and beads, stage by stage, and against what matrix products reach here.
 
@@ -49,8 +50,11 @@ def bench(
     import dpserver
     from dpserver.bench import ceiling, measure, stages
     from dpserver.frames import Frames
+    from dpserver.models.gdml import GDMLModel
 
-    potential = dpserver.load(model, device=device, precision=precision, threads=threads)
+    potential = dpserver.load(model, device=device, precision=precision, threads=threads, table_error=table_error)
+    if isinstance(potential, GDMLModel):
+        raise ConfigError(f"{model} is an sGDML model, of one molecule, and has no sizes to time; serve it instead")
     make = _maker(potential, structure)
     with console.err.status("getting ready"):
         potential.warm_up()

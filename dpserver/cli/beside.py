@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dpserver.errors import ConfigError
 
 if TYPE_CHECKING:
+    from dpserver.daemon.team import Service
     from dpserver.engine import ForceModel, Parameters
     from dpserver.models.tensors import TensorModel
 
@@ -71,38 +73,37 @@ def check_parameters(parameters: Parameters, model: ForceModel) -> None:
     parameters.check(taken_by(model))
 
 
-def accompanied(
-    model: ForceModel,
-    dipole: Path | None,
-    polar: Path | None,
-    device: str,
-    precision: str | None,
-    *,
-    has_born_charges: bool,
-) -> ForceModel:
+def accompanied(model: ForceModel, service: Service, device: str, contents: Sequence[Mapping[str, Any]]) -> ForceModel:
     """A model of energies with those beside it that the command line names, ready to answer.
+
+    Args:
+        model: of energies.
+        service: names the others.
+        device: that computes.
+        contents: of the files of the others, as `checkpoint.read` returns them.
 
     Raises:
         ModelFileError: a file cannot be used, or holds another kind of model.
         ConfigError: the models do not fit together.
     """
-    if dipole is None and polar is None:
+    if not service.beside:
         return model
     from dpserver.engine import Accompanied
 
-    beside = {kind: _load(kind, path, device, precision) for kind, path in (("dipole", dipole), ("polar", polar))}
-    served = Accompanied(model, beside["dipole"], beside["polar"], has_born_charges=has_born_charges)
+    others = {
+        kind: _make(kind, values, path, device, service.precision)
+        for (kind, path), values in zip(service.beside, contents, strict=True)
+    }
+    served = Accompanied(model, others.get("dipole"), others.get("polar"), has_born_charges=service.has_born_charges)
     served.warm_up()
     return served
 
 
-def _load(kind: str, path: Path | None, device: str, precision: str | None) -> TensorModel | None:
-    """Load a model of dipoles or polarizabilities."""
-    if path is None:
-        return None
+def _make(kind: str, values: Mapping[str, Any], path: str, device: str, precision: str | None) -> TensorModel:
+    """Make a model of dipoles or polarizabilities."""
     from dpserver.models import checkpoint
 
-    model = checkpoint.load_tensor(path, device, precision)
+    model = checkpoint.prepare_tensor(values, path, device, precision)
     if model.kind != kind:
         raise ConfigError(f"--{kind} {path} is a model of the kind {model.kind}; give it with --{model.kind}")
     carriers = ", ".join(model.species[c] for c in model.selected)

@@ -35,8 +35,9 @@ def import_model(
     """
     _check_output(output, source)
     from dpserver.engine.templates import read_symbols
-    from dpserver.models import checkpoint, deepmd
+    from dpserver.models import checkpoint, deepmd, gdml_file
 
+    gdml_file.refuse(source)
     if source.is_file() and not deepmd.recognises(source):
         raise ConfigError(f"{source} is no model of DeePMD-kit; expected a .pth, .pt, .pb, .dp or .yaml file of it")
     symbols = None if template is None else read_symbols(template)

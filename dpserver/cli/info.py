@@ -16,7 +16,9 @@ import typer
 from dpserver.cli import console
 
 if TYPE_CHECKING:
+    from dpserver.kernels.tables import TableError
     from dpserver.models.committee import Committee
+    from dpserver.models.kept_tables import KeptTables
     from dpserver.models.potential import Potential
 
 
@@ -25,10 +27,13 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a card.")] = False,
 ) -> None:
     """Show what a model file holds: species, network, training, errors. A file that cannot be used is refused."""
-    from dpserver.models import checkpoint
+    from dpserver.models import checkpoint, gdml_file
     from dpserver.models.compilation import table_error
     from dpserver.models.potential import Potential
 
+    if gdml_file.recognises(model):
+        _show_gdml(model, as_json=as_json)
+        return
     values = checkpoint.read(model)
     described = {"file": str(model), "bytes": model.stat().st_size, **describe(values)}
     if "members" in described:
@@ -36,12 +41,35 @@ def info(
         described |= describe_committee(committee, described["members"])
     for k, member in enumerate(checkpoint.members_of(values)):
         restored = checkpoint.restore_model(member, str(model))
-        error = table_error(restored) if isinstance(restored, Potential) else None
-        described.get("members", [described])[k]["tables"] = None if error is None else asdict(error)
+        described.get("members", [described])[k]["tables"] = (
+            describe_tables(restored.tables, table_error(restored)) if isinstance(restored, Potential) else None
+        )
     if as_json:
         typer.echo(json.dumps(described, indent=2, allow_nan=False))
     else:
         _print_card(described)
+
+
+def _show_gdml(path: Path, *, as_json: bool) -> None:
+    """Show what a model of the package `sgdml` holds."""
+    from dpserver.models.gdml import describe
+
+    described = {"file": str(path), "bytes": path.stat().st_size, **describe(path)}
+    if as_json:
+        typer.echo(json.dumps(described, indent=2, allow_nan=False))
+        return
+    about = described["about"]
+    rows = [
+        ("file", f"{path}  ({described['bytes'] / 1e6:.2f} MB, sGDML)"),
+        ("order of atoms", f"{' '.join(described['template'])}, and no other"),
+        ("closest (Å)", _distances(described["species"], described["min_distance"])),
+        ("farthest (Å)", f"{described['reach']:.3f}"),
+        ("trained on", f"{described['n_train']} structures{described['cell']}"),
+        ("permutations", f"{described['n_perms']} of like atoms"),
+        ("units", f"{about['r_unit']}, {about['e_unit']}"),
+        *((name.replace("_", " "), about[name]) for name in sorted(about) if not name.endswith("_unit")),
+    ]
+    _print_rows(rows, path.name)
 
 
 def describe(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,16 +80,37 @@ def describe(values: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         The same keys, tensors turned into nested lists, and numbers JSON has no name for into null; of `state` only
-        the shape of each tensor, and the sum of their elements beside it as `n_parameters`. The `members` of a
-        committee are described likewise.
+        the shape of each tensor, and the sum of their elements beside it as `n_parameters`; charges of the species,
+        where it has any, as `charges`; no tables. The `members` of a committee are described likewise.
     """
     if "members" in values:
         return {**values, "members": [describe(member) for member in values["members"]]}
     state = values["state"]
-    described = {key: _plain(value) for key, value in values.items() if key != "state"}
+    described = {key: _plain(value) for key, value in values.items() if key not in ("state", "tables")}
     described["n_parameters"] = sum(tensor.numel() for tensor in state.values())
+    if (charges := state.get("electrostatics.charges")) is not None:
+        described["charges"] = dict(zip(values["species"], _plain(charges), strict=True))
     described["state"] = {name: list(tensor.shape) for name, tensor in state.items()}
     return described
+
+
+def describe_tables(kept: KeptTables | None, error: TableError | None) -> dict[str, Any] | None:
+    """What tables a model is evaluated with: their errors, and what those in the file, if any, were made for.
+
+    Args:
+        kept: in the file.
+        error: of tables as they are made by default; None where there are none.
+    """
+    if kept is None:
+        return None if error is None else asdict(error)
+    return {
+        **asdict(kept.error),
+        "kept": {
+            "tolerance": kept.tolerance,
+            "intervals": sum(len(pair.intervals.coefficients) for pair in kept.pairs),
+            "fingerprint": kept.fingerprint,
+        },
+    }
 
 
 def describe_committee(model: Potential | Committee, members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -87,6 +136,12 @@ def _plain(value: Any) -> Any:
 
 
 def _print_card(described: Mapping[str, Any]) -> None:
+    members = described.get("members", [described])
+    network, training = (_together([list(part(member)) for member in members]) for part in (_network, _training))
+    _print_rows([*_about(described), *network, ("", ""), *training], Path(described["file"]).name)
+
+
+def _print_rows(rows: Sequence[tuple[str, str]], title: str) -> None:
     from rich import box
     from rich.panel import Panel
     from rich.table import Table
@@ -94,16 +149,10 @@ def _print_card(described: Mapping[str, Any]) -> None:
     card = Table(box=None, show_header=False, pad_edge=False)
     card.add_column(style="bold cyan", no_wrap=True)
     card.add_column(overflow="fold")
-    for name, text in _about(described):
+    for name, text in rows:
         card.add_row(name, text)
-    members = described.get("members", [described])
-    for part in (_network, _training):
-        for name, text in _together([list(part(member)) for member in members]):
-            card.add_row(name, text)
-        if part is _network:
-            card.add_row()
-    title = f"[bold]{Path(described['file']).name}[/bold]"
-    console.out.print(Panel(card, title=title, title_align="left", box=box.ROUNDED, expand=False))
+    bold = f"[bold]{title}[/bold]"
+    console.out.print(Panel(card, title=bold, title_align="left", box=box.ROUNDED, expand=False))
 
 
 def _together(members: Sequence[Sequence[tuple[str, str]]]) -> Iterator[tuple[str, str]]:
@@ -139,10 +188,25 @@ def _network(described: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         sums = "" if table.get("weights") is None else f", weights of net and table {_sizes(table['weights'])}"
         switch = "" if sums else f", switched from {model['sw_rmin']:g} to {model['sw_rmax']:g} Å"
         yield "pair energies", f"table {reach}{switch}{sums}"
+    if (charges := model.get("electrostatics")) is not None:
+        yield from _charges(described["charges"], charges)
     yield "parameters", f"{described['n_parameters']:,}"
     yield "precision", str(described["config"]["precision"])
     if (e := described.get("tables")) is not None:
-        yield "  its tables", f"deviate by {e['value']:.0e}, derivatives by {e['first']:.0e} and {e['second']:.0e}"
+        kept = f"; kept in the file, made for {e['kept']['tolerance']:.0e}" if "kept" in e else ""
+        errors = f"deviate by {e['value']:.0e}, derivatives by {e['first']:.0e} and {e['second']:.0e}"
+        yield "  its tables", errors + kept
+
+
+def _charges(charges: Mapping[str, float], section: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The lines about charges."""
+    shown = ", ".join(f"{name} {charge:+.4g}" for name, charge in charges.items())
+    yield "charges (e)", f"{shown}; Gaussians of {section['sigma']:g} Å"
+    if (net := section.get("environment")) is not None:
+        yield "  by neighbours", f"{net['scale']:g} e times a net {_sizes(net['neuron'])}, {net['activation_function']}"
+    total = section["total_charge"]
+    yield "  in all", "whatever they add up to" if total is None else f"{total:g}"
+    yield "  their sum", f"{section['method']}, forces to {section['accuracy']:.0e}"
 
 
 def _descriptor(section: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -156,6 +220,9 @@ def _descriptor(section: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "descriptor", f"{section['type']}, cutoff {section['rcut']:g} Å"
     if "sel_a" in section:
         yield "  full / radial", f"{_sizes(section['sel_a'])} / {_sizes(section['sel_r'])}"
+    if "radial" in section:
+        angular = f", {len(section['angular'])} of triples" if section["angular"] else ""
+        yield "  functions", f"{len(section['radial'])} of pairs{angular}, for each kind of neighbours"
     if "rcut_smth" in section:
         yield "  switch", f"from {section['rcut_smth']:g} Å"
         yield "  sel", _sizes(section["sel"])

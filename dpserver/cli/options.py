@@ -16,7 +16,7 @@ _HOW = "How long, how loud"
 ServedModel = Annotated[
     Path | None,
     typer.Option(
-        help="Model file, of dpserver or of DeePMD-kit.",
+        help="Model file, of dpserver, of DeePMD-kit or of sgdml (.npz).",
         metavar="w.pt",
         envvar="DPSERVER_MODEL",
         rich_help_panel=_WHAT,
@@ -190,6 +190,15 @@ Threads = Annotated[
         envvar="DPSERVER_THREADS",
         rich_help_panel=_WHAT,
         show_default="one for each core, under mpirun its share of them",
+    ),
+]
+TableError = Annotated[
+    float,
+    typer.Option(
+        help="Error of forces that tables of embedding nets may cause, relative to their typical size.",
+        metavar="E",
+        envvar="DPSERVER_TABLE_ERROR",
+        rich_help_panel=_WHAT,
     ),
 ]
 Decompose = Annotated[

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from dpserver import guard
+from dpserver.cli import beside
 from dpserver.errors import ConfigError, DeviceError
 
 if TYPE_CHECKING:
@@ -18,19 +19,18 @@ if TYPE_CHECKING:
 
     from dpserver.daemon.team import Service, Team
     from dpserver.engine import Budget, ForceModel
-    from dpserver.models.committee import Committee
-    from dpserver.models.deepmd_kit import DeepPotModel
-    from dpserver.models.potential import Potential
+    from dpserver.models.backends import Loaded
     from dpserver.monitor import Meter
     from dpserver.parallel.communicator import Place
     from dpserver.parallel.crew import Crew
     from dpserver.transport.ffmpi import DriverGroup
 
-    Loaded = Potential | Committee | DeepPotModel
-
 logger = logging.getLogger(__name__)
 
 WAYS: Final = ("auto", "beads", "space")
+
+LOST: Final = 5
+"""Exit code where a device or a rank is lost."""
 
 _AS_LONG_AS_RANK_0: Final = 3.0
 """s: until rank 0 has said what is wrong."""
@@ -154,26 +154,40 @@ def work_for(team: Team) -> None:
     team.work(service, _load)
 
 
-def service_of(device: str, precision: str | None, threads: int | None, backend: str, path: Path) -> Service:
-    """What the other ranks have to know to load the model."""
+def service_of(
+    device: str,
+    precision: str | None,
+    threads: int | None,
+    backend: str,
+    path: Path,
+    dipole: Path | None = None,
+    polar: Path | None = None,
+    *,
+    has_born_charges: bool = False,
+    table_error: float = 1e-10,
+) -> Service:
+    """What the other ranks have to know to load the models."""
     from dpserver.daemon.team import Service
+    from dpserver.models.backends import backend_of
 
-    return Service(device, precision, threads, backend, str(path))
+    others = tuple((kind, str(file)) for kind, file in (("dipole", dipole), ("polar", polar)) if file is not None)
+    name = backend_of(path, backend)
+    return Service(device, precision, threads, name, str(path), others, has_born_charges, table_error)
 
 
-def _load(file: bytes, service: Service, place: Place, places: Sequence[Place]) -> ForceModel:
+def _load(files: Sequence[bytes], service: Service, place: Place, places: Sequence[Place]) -> ForceModel:
     """Make the model of a rank other than 0."""
     from dpserver.models import checkpoint
 
     device, threads = service.device_of(place), service.threads_of(place, places)
     model: Loaded
     if service.backend == "native":
-        values = checkpoint.from_bytes(file)
-        model = checkpoint.prepare(values, service.path, device, service.precision, threads)
+        values = checkpoint.from_bytes(files[0])
+        model = checkpoint.prepare(values, service.path, device, service.precision, threads, service.table_error)
     else:
         model = _read(service, device, threads)
     model.warm_up()
-    return _in_pieces(model)
+    return _in_pieces(beside.accompanied(model, service, device, list(map(checkpoint.from_bytes, files[1:]))))
 
 
 def _read(service: Service, device: str, threads: int | None) -> Loaded:
@@ -181,60 +195,77 @@ def _read(service: Service, device: str, threads: int | None) -> Loaded:
     import dpserver
     from dpserver.models.deepmd_kit import DeepPotModel
 
-    model = dpserver.load(service.path, device, service.precision, threads, backend=service.backend)
+    model = dpserver.load(
+        service.path, device, service.precision, threads, service.table_error, backend=service.backend
+    )
     if isinstance(model, DeepPotModel):
         model.has_atom_energy = False  # no message has a place for them
     return model
 
 
 @contextmanager
-def loaded(team: Team | None, service: Service) -> Iterator[tuple[Loaded, Crew | None]]:
+def loaded(team: Team | None, service: Service) -> Iterator[tuple[Loaded, list[dict[str, Any]], Crew | None]]:
     """Load the model, in all ranks where there are several, and let them go at the end; for rank 0.
 
     After an error they are not let go here: once it has been shown, `whole_job` has all leave with its exit code.
 
     Yields:
-        The model of this rank, and the others; None for those where there are none.
+        The model of this rank, what the files of the models beside it hold, and the other ranks; None for those where
+        there are none.
     """
     from dpserver.models import checkpoint
 
     if team is None:
-        yield _read(service, service.device, service.threads), None
+        alone = _read(service, service.device, service.threads)
+        yield alone, [checkpoint.read(path) for _, path in service.beside], None
         return
     crew = team.crew()
     team.share(service)
     device, threads = service.device_of(team.me), service.threads_of(team.me, team.places)
     model: Loaded
+    others = [checkpoint.read(path) for _, path in service.beside]
+    files = list(map(checkpoint.to_bytes, others))
     if service.backend == "native":
         values = checkpoint.read(service.path)
-        crew.send_model(checkpoint.to_bytes(values))
-        model = checkpoint.prepare(values, service.path, device, service.precision, threads)
+        crew.send_model(checkpoint.to_bytes(values), *files)
+        model = checkpoint.prepare(values, service.path, device, service.precision, threads, service.table_error)
     else:
-        crew.send_model(b"")
+        crew.send_model(b"", *files)
         model = _read(service, device, threads)
-    yield model, crew
+    yield model, others, crew
     team.finish(crew)
 
 
 def spread(
-    team: Team | None, crew: Crew | None, model: Loaded, service: Service, decompose: str, meter: Meter
+    team: Team | None,
+    crew: Crew | None,
+    model: Loaded,
+    others: Sequence[Mapping[str, Any]],
+    service: Service,
+    decompose: str,
+    meter: Meter,
 ) -> ForceModel:
-    """What serves: the model itself, or the model over all ranks, once they have loaded theirs."""
+    """What serves: the model with those beside it, or all of them over all ranks, once they have loaded theirs."""
+    from dpserver.daemon.team import shared_devices
     from dpserver.parallel.plan import Decompose
     from dpserver.parallel.ranked import RankedModel
 
+    device = service.device if team is None else service.device_of(team.me)
+    served = _in_pieces(beside.accompanied(model, service, device, others))
     if team is None or crew is None:
-        return _in_pieces(model)
+        return served
     about = [service.describe(team.me, team.places), *crew.await_model()]
     counts = ", ".join(f"{about.count(text)} with {text}" for text in dict.fromkeys(about))
     logger.info("%s: %s", team, counts)
-    found = RankedModel(_in_pieces(model), crew, Decompose(decompose))
+    for text in shared_devices(team.places, about):
+        logger.info("%s", text)
+    found = RankedModel(served, crew, Decompose(decompose))
     found.warm_up()
     meter.ranks = lambda: f"{len(team.places)} ranks: {found.choice}"
     return found
 
 
-def _in_pieces(model: Loaded) -> ForceModel:
+def _in_pieces(model: ForceModel) -> ForceModel:
     """The model, and what is too large for the memory in parts."""
     from dpserver.parallel.pieces import Pieces
 

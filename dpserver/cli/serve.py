@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from dpserver.daemon import Target
     from dpserver.engine import DeviationWatch, Order, Parameters
     from dpserver.ipi import Extras
-    from dpserver.models.committee import Committee
-    from dpserver.models.deepmd_kit import DeepPotModel
-    from dpserver.models.potential import Potential
+    from dpserver.models.backends import Loaded
     from dpserver.transport import Endpoint
 
 
@@ -48,6 +46,7 @@ def serve(
     device: options.Device = "auto",
     precision: options.Precision = None,
     threads: options.Threads = None,
+    table_error: options.TableError = 1e-10,
     decompose: options.Decompose = "auto",
     group_size: options.GroupSize = 1,
     extras: options.Extras = "auto",
@@ -101,23 +100,30 @@ def serve(
     logger = logging.getLogger("dpserver")
     meter = Meter()
     meter.about["model"] = str(model)
-    service = ranks.service_of(device, precision, threads, backend, model)
+    service = ranks.service_of(
+        device,
+        precision,
+        threads,
+        backend,
+        model,
+        dipole,
+        polar,
+        has_born_charges=has_born_charges,
+        table_error=table_error,
+    )
     channel, team = ranks.join_driver(mpi_name, group_size) if is_mpi_driver else (None, ranks.join())
     if team is not None and not team.is_leader:
         ranks.work_for(team)
         return
-    with open_outlets(meter, control, metrics), ranks.loaded(team, service) as (potential, crew):
+    with open_outlets(meter, control, metrics), ranks.loaded(team, service) as (potential, others, crew):
         _check_orders([order, *(target.order for target in targets)], potential.species)
         if driver is not None:
             driver.tell(potential.species)
-        logger.info(
-            "%s: knows %s, cutoff %g Å%s", model, ", ".join(potential.species), potential.rcut, _kind(potential)
-        )
+        logger.info("%s: knows %s, %s", model, ", ".join(potential.species), _kind(potential))
         potential.warm_up()
         meter.about["device"] = str(potential.device)
         meter.memory = lambda: memory_in_use(potential.device)
-        served = ranks.spread(team, crew, potential, service, decompose, meter)
-        served = beside.accompanied(served, dipole, polar, device, precision, has_born_charges=has_born_charges)
+        served = ranks.spread(team, crew, potential, others, service, decompose, meter)
         beside.check_parameters(parameters, served)
         watch = _watch(potential, warn_deviation, save_deviating)
         pace = report or None
@@ -147,18 +153,24 @@ def serve(
             )
         with ranks.stopping(team, server.stop, server.lose), watch or contextlib.nullcontext():
             code = server.run()
+        if code == ranks.LOST:  # the others may be at anything: they end with this one, without an order
+            raise typer.Exit(code)
     if code:
         raise typer.Exit(code)
 
 
-def _kind(model: Potential | Committee | DeepPotModel) -> str:
-    """What to add in the log where it is no single potential of ours."""
+def _kind(model: Loaded) -> str:
+    """How far a model sees, and what evaluates it where it is no single potential of ours."""
     from dpserver.models.committee import Committee
     from dpserver.models.deepmd_kit import DeepPotModel
+    from dpserver.models.gdml import GDMLModel
 
+    if isinstance(model, GDMLModel):
+        return f"one molecule of {len(model.template or ())} atoms, evaluated by sgdml {model.version}"
+    cutoff = f"cutoff {model.rcut:g} Å"
     if isinstance(model, DeepPotModel):
-        return f", evaluated by DeePMD-kit {model.version}"
-    return f", committee of {len(model.members)}" if isinstance(model, Committee) else ""
+        return f"{cutoff}, evaluated by DeePMD-kit {model.version}"
+    return f"{cutoff}, committee of {len(model.members)}" if isinstance(model, Committee) else cutoff
 
 
 def _endpoints(
@@ -195,9 +207,7 @@ def _endpoints(
     return endpoints
 
 
-def _watch(
-    model: Potential | Committee | DeepPotModel, warn_deviation: float | None, save_deviating: Path | None
-) -> DeviationWatch | None:
+def _watch(model: Loaded, warn_deviation: float | None, save_deviating: Path | None) -> DeviationWatch | None:
     """What looks at the members' forces, if it has been asked for."""
     from dpserver.engine import DeviationWatch, StructureFile
     from dpserver.models.committee import Committee

@@ -99,6 +99,7 @@ def test(
     device: options.Device = "auto",
     precision: options.Precision = None,
     threads: options.Threads = None,
+    table_error: options.TableError = 1e-10,
 ) -> None:
     """Print the errors of a model on reference data: energy, force and virial, MAE and RMSE.
 
@@ -115,7 +116,7 @@ def test(
         if not given:
             raise ConfigError("expected a model file and data: dpserver test w.pt DATA, or -m w.pt -s DATA")
         model = Path(given.pop(0))
-    potential = _load(model, device, precision, threads)
+    potential = _load(model, device, precision, threads, table_error)
     systems = _read(potential, [*given, *(system or ())], datafile, train_data, valid_data)
     systems = [_pick(s, numb_test, shuffle, seed) for s in systems]
     found = _compare(potential, systems, batch)
@@ -134,7 +135,7 @@ def test(
         _tell(f"parity plot: {plot}")
 
 
-def _load(path: Path, device: str, precision: str | None, threads: int | None) -> Model:
+def _load(path: Path, device: str, precision: str | None, threads: int | None, table_error: float) -> Model:
     """A model of energies, a committee, or a model of dipoles or polarizabilities."""
     from dpserver.models import checkpoint
     from dpserver.models.tensors import TensorModel
@@ -142,7 +143,7 @@ def _load(path: Path, device: str, precision: str | None, threads: int | None) -
     values = checkpoint.read(path)
     if "members" not in values and isinstance(checkpoint.restore_model(values, str(path)), TensorModel):
         return checkpoint.load_tensor(path, device, precision)
-    return checkpoint.prepare(values, str(path), device, precision, threads)
+    return checkpoint.prepare(values, str(path), device, precision, threads, table_error)
 
 
 def _read(

@@ -92,6 +92,21 @@ class Table:
         return np.asarray(np.einsum("np,npc->nc", powers, self.coefficients[interval]))
 
 
+@dataclass(frozen=True, eq=False)
+class Intervals:
+    """Polynomials of all channels, interval by interval.
+
+    Attributes:
+        width: of a bin.
+        parts: intervals in each bin, (n_bins,).
+        coefficients: of powers of the place in the interval, 0 to 1, (n_intervals, DEGREE + 1, n_channels).
+    """
+
+    width: float
+    parts: Ints
+    coefficients: Floats
+
+
 class Tabulation:
     """Polynomials for a function from 0 to `end`, from which tables are made.
 
@@ -101,12 +116,33 @@ class Tabulation:
         tolerance: largest deviation of value and first derivative, as in `TableError`; a function that is too sharp
             for it is tabulated as finely as is reasonable.
         break_at: where the third derivative of the function jumps, if anywhere: no polynomial spans that place.
+        intervals: of the same function, range and tolerance, where such have been kept; else they are made.
+
+    Attributes:
+        end: of the range.
+        intervals: that the range is cut into.
     """
 
-    def __init__(self, function: Derivatives, end: float, tolerance: float, break_at: float | None = None) -> None:
+    def __init__(
+        self,
+        function: Derivatives,
+        end: float,
+        tolerance: float,
+        break_at: float | None = None,
+        intervals: Intervals | None = None,
+    ) -> None:
         self._function = function
         self._tolerance = tolerance
-        self._scale = scale = _Scale.of(function, end)
+        self._scale = _Scale.of(function, end)
+        self.end = end
+        self.intervals = self._cut(break_at) if intervals is None else intervals
+        width, parts = self.intervals.width, self.intervals.parts
+        starts = [b * width + np.arange(n) * (width / n) for b, n in enumerate(parts)]
+        self._fit = _Fit(np.concatenate(starts), np.repeat(width / parts, parts), self.intervals.coefficients)
+
+    def _cut(self, break_at: float | None) -> Intervals:
+        """Cut the range into intervals so small that polynomials are near the function."""
+        function, end, tolerance, scale = self._function, self.end, self._tolerance, self._scale
         bins = 4
         is_fine = np.zeros(bins, dtype=bool)
         while is_fine.mean() < _FINE_SHARE and bins < _MOST_BINS:
@@ -117,21 +153,18 @@ class Tabulation:
             starts = _places(math.ceil(end * (1 + 1e-9) / width), width)
             fit = _Fit.of(function, starts, width, break_at)
             is_fine = fit.deviation(function, scale) <= 0.5 * tolerance
-        self._width = width
-        self._parts = np.ones(len(starts), dtype=np.int64)
+        parts = np.ones(len(starts), dtype=np.int64)
         coefficients = [c[None] for c in fit.coefficients]
         for b in np.flatnonzero(~is_fine):
             deviation, before = np.inf, np.inf
             # Where halving intervals does not help any more, a kink or rounding is to blame.
-            while deviation > 0.5 * tolerance and (self._parts[b] < _MANY_PARTS or deviation < 0.5 * before):
-                self._parts[b] *= 2
-                step = width / self._parts[b]
-                local = _Fit.of(function, b * width + _places(int(self._parts[b]), step), step, break_at)
+            while deviation > 0.5 * tolerance and (parts[b] < _MANY_PARTS or deviation < 0.5 * before):
+                parts[b] *= 2
+                step = width / parts[b]
+                local = _Fit.of(function, b * width + _places(int(parts[b]), step), step, break_at)
                 before, deviation = deviation, float(local.deviation(function, scale).max())
             coefficients[b] = local.coefficients
-        all_starts = [b * width + np.arange(n) * (width / n) for b, n in enumerate(self._parts)]
-        widths = np.repeat(width / self._parts, self._parts)
-        self._fit = _Fit(np.concatenate(all_starts), widths, np.concatenate(coefficients))
+        return Intervals(width, parts, np.concatenate(coefficients))
 
     def table(self) -> Table:
         """A table with one column for each channel."""
@@ -149,7 +182,7 @@ class Tabulation:
 
     def _table(self, coefficients: Floats, mix: Floats | None) -> Table:
         error = self._fit.error(self._function, self._scale, coefficients, mix)
-        return Table(self._width, self._parts, coefficients, mix, error)
+        return Table(self.intervals.width, self.intervals.parts, coefficients, mix, error)
 
 
 @dataclass(frozen=True)

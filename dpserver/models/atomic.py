@@ -74,6 +74,11 @@ class AtomicModel(nn.Module):
         return self.config.fitting_net.numb_aparam
 
     @property
+    def can_cut(self) -> bool:
+        """Whether a structure can be evaluated in parts, with ghosts, as it is over ranks."""
+        return not any(getattr(part, "has_ordered_atoms", False) for part in self.descriptor.modules())
+
+    @property
     def takes(self) -> Takes:
         """The parameters that the model takes beside a structure."""
         fitting = self.config.fitting_net

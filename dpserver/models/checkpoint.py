@@ -25,6 +25,9 @@ from dpserver.models.committee import Committee, check_species
 from dpserver.models.compilation import TABLE_ERROR
 from dpserver.models.config import ModelConfig, TensorFittingConfig, parse
 from dpserver.models.deepmd.archive import check_stored
+from dpserver.models.gdml_file import refuse as refuse_gdml
+from dpserver.models.kept_tables import fingerprint
+from dpserver.models.kept_tables import parse as parse_tables
 from dpserver.models.potential import Potential
 from dpserver.models.tensors import TensorModel
 
@@ -39,6 +42,7 @@ _KINDS: Final[dict[str, tuple[type, ...]]] = {
     "statistics": (dict,),
     "training": (dict,),
 }
+_OPTIONAL: Final = ("tables",)
 _EXPECTED = "expected a file written by `dpserver train`, or a model of DeePMD-kit"
 _ZIP = b"PK"
 
@@ -50,6 +54,9 @@ def contents(potential: AtomicModel, training: Mapping[str, Any] | None = None) 
         potential: the model; its tensors are copied to the CPU.
         training: where it comes from: data fingerprint, seed, steps, validation errors, date, code version.
     """
+    tables = None
+    if isinstance(potential, Potential) and potential.tables is not None:
+        tables = potential.tables if potential.tables.fingerprint == fingerprint(potential) else None
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -59,6 +66,7 @@ def contents(potential: AtomicModel, training: Mapping[str, Any] | None = None) 
         "template": None if potential.template is None else list(potential.template),
         "statistics": {"min_distance": torch.from_numpy(potential.min_distance.copy())},
         "training": dict(training or {}),
+        **({} if tables is None else {"tables": tables.values()}),
     }
 
 
@@ -85,7 +93,7 @@ def join(files: Sequence[str | Path]) -> dict[str, Any]:
                         f"{name} holds the same weights as {other}; the members of a committee must be trained apart, "
                         "as by dpserver train --seed 1, --seed 2, …"
                     )
-            members[name] = {key: member[key] for key in _KINDS}
+            members[name] = _kept(member)
     if len(members) < 2:
         raise ConfigError(f"a committee needs at least two models, got {len(members)}")
     return committee_of(list(members.values()))
@@ -93,8 +101,12 @@ def join(files: Sequence[str | Path]) -> dict[str, Any]:
 
 def committee_of(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Describe a committee by the dicts of its members."""
-    kept = [{key: member[key] for key in _KINDS} for member in members]
-    return {"format": FORMAT, "version": COMMITTEE_VERSION, "members": kept}
+    return {"format": FORMAT, "version": COMMITTEE_VERSION, "members": [_kept(member) for member in members]}
+
+
+def _kept(member: Mapping[str, Any]) -> dict[str, Any]:
+    """What a committee's file holds of a member."""
+    return {key: member[key] for key in (*_KINDS, *_OPTIONAL) if key in member}
 
 
 def members_of(values: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -160,6 +172,7 @@ def read(path: str | Path, head: str | None = None) -> dict[str, Any]:
     if not path.is_file():
         missing = f"model file {path} does not exist (seen from {Path.cwd()})"
         raise ModelFileError(f"{path} is not a file" if path.exists() else missing)
+    refuse_gdml(path)
     if deepmd.recognises(path):
         potential, imported = deepmd.load_with_origin(path, head)
         origin = path.name if head is None else f"{path.name}, head {head}"
@@ -270,6 +283,8 @@ def restore_model(values: Mapping[str, Any], source: str = "the model file") -> 
         _check_state(potential.state_dict(), state)
         potential.load_state_dict(state)
         distances = values["statistics"]["min_distance"].numpy().astype(np.float64)
+        if "tables" in values and isinstance(potential, Potential):
+            potential.tables = parse_tables(values["tables"], potential)
     except (ConfigError, RuntimeError, TypeError, AttributeError) as error:
         raise ModelFileError(f"{source} is inconsistent: {' '.join(str(error).split())}") from None
     if tuple(values["species"]) != potential.species or distances.shape != potential.min_distance.shape:
@@ -392,11 +407,17 @@ def load_tensor(path: str | Path, device: str = "auto", precision: str | None = 
         DeviceError: the device does not exist.
         ConfigError: the precision is unknown.
     """
-    values = read(path)
-    model = None if "members" in values else restore_model(values, str(path))
+    return prepare_tensor(read(path), str(path), device, precision)
+
+
+def prepare_tensor(
+    values: Mapping[str, Any], source: str, device: str = "auto", precision: str | None = None
+) -> TensorModel:
+    """Make a model of dipoles or polarizabilities of the dict that `read` returns; see `load_tensor`."""
+    model = None if "members" in values else restore_model(values, source)
     if not isinstance(model, TensorModel):
         found = "a committee" if model is None else "a model of energies"
-        raise ModelFileError(f"{path} is {found}, expected a model of dipoles or polarizabilities")
+        raise ModelFileError(f"{source} is {found}, expected a model of dipoles or polarizabilities")
     if precision is not None:
         model.set_precision(precision)
     model.requires_grad_(False).to(choose_device(device)).eval()

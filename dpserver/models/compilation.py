@@ -11,24 +11,28 @@ from torch import Tensor
 
 from dpserver.errors import ConfigError
 from dpserver.frames import ForceResult, Frames
+from dpserver.models.behler_parrinello import BehlerParrinello
 from dpserver.models.curves import Tabulated, limits_of, tabulated, variable_of
 from dpserver.models.fewer_species import BySpecies, is_restrictable
 from dpserver.models.folding import ByParameters, Evaluate, is_foldable
+from dpserver.models.loc_frame import LocFrame
 from dpserver.models.se_e2_a import SeE2A
 
 if TYPE_CHECKING:
     from dpserver.kernels.tables import TableError
     from dpserver.models.accelerated import Accelerated
+    from dpserver.models.electrostatics_compiled import WithCharges
     from dpserver.models.potential import Potential
 
 logger = logging.getLogger(__name__)
 
 _OF_THE_DEVICE: Final = ("OutOfMemoryError", "AcceleratorError")
 """Torch's errors that say nothing of the kernels."""
-_ATOM: Final = Frames.single([[0.0, 0.0, 0.0]], [0])
 
 TABLE_ERROR = 1e-10
 """Error of forces that tables may cause, relative to forces of typical size."""
+LARGEST_TABLE_ERROR = 1e-3
+"""What may be asked for: with more, forces would not be those of the model any more."""
 
 
 class Compilation:
@@ -45,7 +49,7 @@ class Compilation:
         table_error: of forces, relative, that is aimed at.
 
     Raises:
-        ConfigError: a number that is not positive.
+        ConfigError: a number that is not positive, or tables that would be too coarse.
     """
 
     def __init__(
@@ -53,14 +57,13 @@ class Compilation:
     ) -> None:
         if threads is not None and threads < 1:
             raise ConfigError(f"the number of threads must be at least 1, got {threads}")
-        if not table_error > 0:
-            raise ConfigError(f"the error of tables must be positive, got {table_error:g}")
+        check_table_error(table_error)
         self._members = tuple(members)
         self._threads = threads
         self._table_error = table_error
         self._seen: list[_Seen] = []
         self._groups: list[tuple[list[int], Accelerated | None]] = []
-        self._stand_ins: dict[int, ByParameters | BySpecies] = {}
+        self._stand_ins: dict[int, ByParameters | BySpecies | WithCharges] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy compiles by itself."""
@@ -83,6 +86,8 @@ class Compilation:
     def _alone(self, number: int, frames: Frames) -> ForceResult:
         """The answer of a member that has no group: by the reference, or by potentials that stand for it."""
         member = self._members[number]
+        if _has_fast_charges(member):
+            return self._with_charges(number).evaluate(frames)
         if number not in self._stand_ins:
             if is_foldable(member):
                 self._stand_ins[number] = ByParameters(member, self._prepare)
@@ -91,6 +96,15 @@ class Compilation:
             else:
                 return member.reference(frames)
         return self._stand_ins[number].evaluate(frames)
+
+    def _with_charges(self, number: int) -> WithCharges:
+        """The fast form of a member with charges, made once."""
+        from dpserver.models.electrostatics_compiled import WithCharges
+
+        made = self._stand_ins.get(number)
+        if not isinstance(made, WithCharges):
+            made = self._stand_ins[number] = WithCharges(self._members[number], self._prepare, self._threads)
+        return made
 
     def _prepare(self, member: Potential) -> Evaluate:
         """The fast form of a potential that stands for a member, with certain parameters or species."""
@@ -104,6 +118,8 @@ class Compilation:
             member = self._members[numbers[0]]
             if compiled is not None:
                 found.append(str(compiled))
+            elif _has_fast_charges(member):
+                found.append(str(self._with_charges(numbers[0])))
             elif is_foldable(member) or (is_restrictable(member) and _has_numba()):
                 found.append("kernels made for the parameters and species that come")
             else:
@@ -112,10 +128,12 @@ class Compilation:
 
     def warm_up(self) -> None:
         """Make now what the first evaluation would have to: tables, and the machine code of the kernels."""
-        for _, compiled in self.groups():
-            if compiled is not None:
+        for numbers, compiled in self.groups():
+            has_charges = compiled is None and _has_fast_charges(self._members[numbers[0]])
+            ready = self._with_charges(numbers[0]) if has_charges else compiled
+            if ready is not None:
                 logger.info("getting ready; the first time on a machine its kernels are compiled, some ten seconds")
-                compiled.evaluate(_ATOM)
+                ready.warm_up()
 
     def groups(self) -> list[tuple[list[int], Accelerated | None]]:
         """Members that are evaluated together, and what evaluates them: None is the reference."""
@@ -130,6 +148,12 @@ class Compilation:
 
     def _compile(self, numbers: Sequence[int]) -> Accelerated | None:
         members = [self._members[k] for k in numbers]
+        if _has_symmetry_functions(members[0]) and _has_numba():
+            from dpserver.models.symmetry_compiled import SymmetryCompiled
+
+            symmetry = SymmetryCompiled(members, self._threads)
+            logger.info("%s", symmetry)
+            return symmetry
         descriptor = _known(members[0])
         if descriptor is None or not _has_numba():
             return None
@@ -142,7 +166,7 @@ class Compilation:
             compiled = _compile_for_gpu(members, self._table_error)
         if compiled is None:
             return None
-        if not compiled.is_accurate:
+        if not (compiled.is_accurate or isinstance(descriptor, LocFrame)):
             logger.warning(
                 "the embedding net with activation function %s is too sharp for tables: their error is %.1e; the model "
                 "is evaluated without them, much slower",
@@ -152,6 +176,19 @@ class Compilation:
             return None
         logger.info("%s", compiled)
         return compiled
+
+
+def check_table_error(table_error: float) -> None:
+    """Refuse an error of tables that nobody can want.
+
+    Raises:
+        ConfigError: it is not positive, or so large that forces would not be those of the model any more.
+    """
+    if not 0 < table_error <= LARGEST_TABLE_ERROR:
+        raise ConfigError(
+            f"the error of tables (--table-error) must be positive and at most {LARGEST_TABLE_ERROR:g}, a part of the "
+            f"forces; got {table_error:g}"
+        )
 
 
 class _Seen:
@@ -180,13 +217,24 @@ def _tensors(member: Potential) -> Iterator[tuple[Mapping[str, Tensor | None], s
             yield from ((owner, name, tensor) for name, tensor in owner.items() if tensor is not None)
 
 
+def _has_fast_charges(member: Potential) -> bool:
+    """Whether a potential has charges that its species alone decide, which there are kernels for."""
+    return member.electrostatics is not None and member.electrostatics.nets is None and _has_numba()
+
+
+def _has_symmetry_functions(member: Potential) -> bool:
+    """Whether a potential is a Behler-Parrinello network with nothing beside it, on the CPU."""
+    beside = member.n_fparam or member.n_aparam or member.table is not None or member.electrostatics is not None
+    return isinstance(member.descriptor, BehlerParrinello) and member.device.type == "cpu" and not beside
+
+
 def _compile_for_gpu(members: Sequence[Potential], table_error: float) -> Accelerated | None:
     """The form for a GPU, once it has answered; None, with a warning, where Triton is missing or cannot compile it."""
     try:
         from dpserver.models.device import DeviceCompiled
 
         compiled = DeviceCompiled(members, table_error)
-        compiled.evaluate(_ATOM)
+        compiled.warm_up()
     except Exception as error:  # whatever a compiler may fail with
         if isinstance(error, MemoryError) or type(error).__name__ in _OF_THE_DEVICE:
             raise
@@ -200,16 +248,20 @@ def _compile_for_gpu(members: Sequence[Potential], table_error: float) -> Accele
     return compiled
 
 
-def _known(member: Potential) -> Tabulated | None:
+def _known(member: Potential) -> Tabulated | LocFrame | None:
     """The descriptor of a potential that the kernels have a form for; on a GPU they know one kind."""
     has_more = member.n_fparam or member.n_aparam or member.table is not None or not member.config.fitting_net.neuron
+    has_more = has_more or member.electrostatics is not None
     is_known = member.device.type == "cpu" or isinstance(member.descriptor, SeE2A)
-    return None if has_more or not is_known else tabulated(member)
+    if has_more or not is_known:
+        return None
+    return member.descriptor if isinstance(member.descriptor, LocFrame) else tabulated(member)
 
 
 def table_error(member: Potential) -> TableError | None:
     """How far the tables that evaluate a potential are from its embedding nets; None where there are none."""
-    if _known(member) is None or not _has_numba():
+    descriptor = _known(member)
+    if descriptor is None or isinstance(descriptor, LocFrame) or not _has_numba():
         return None
     from dpserver.models.assembly import assemble
 
@@ -219,13 +271,18 @@ def table_error(member: Potential) -> TableError | None:
 
 def _group_key(member: Potential) -> Hashable:
     """What members that are compiled together have in common."""
+    if _has_symmetry_functions(member):
+        return member.config.descriptor
     descriptor = _known(member)
     if descriptor is None:
         return id(member)
+    if isinstance(descriptor, LocFrame):
+        return descriptor.config, member.network_dtype
     config = descriptor.config
     left_out = tuple(frozenset(pairs) for pairs in (descriptor.excluded, descriptor.silent, descriptor.unseen))
     cutoff = (config.rcut, config.rcut_smth, config.env_protection)
-    return (*cutoff, limits_of(descriptor), variable_of(descriptor), left_out, member.network_dtype)
+    kind = type(descriptor), limits_of(descriptor), variable_of(descriptor), member.network_dtype
+    return (*cutoff, *kind, left_out)
 
 
 @functools.cache

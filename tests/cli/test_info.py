@@ -58,6 +58,17 @@ def test_json_holds_everything_but_the_weights(model, monkeypatch, capsys):
     assert described["state"] == {name: list(tensor.shape) for name, tensor in values["state"].items()}
 
 
+def test_charges_are_named(tmp_path, monkeypatch, capsys):
+    charges = {"charges": {"O": -0.8, "H": 0.4}, "environment": {"neuron": [6]}, "sigma": 1.2}
+    checkpoint.save(tmp_path / "w.pt", Potential(parse(ModelConfig, {**WATER, "electrostatics": charges})), {})
+    run(monkeypatch, "info", str(tmp_path / "w.pt"))
+    card = capsys.readouterr().out
+    for words in ("O -0.8, H +0.4; Gaussians of 1.2 Å", "0.1 e times a net 6, tanh", "auto, forces to 1e-06"):
+        assert words in card
+    run(monkeypatch, "info", str(tmp_path / "w.pt"), "--json")
+    assert json.loads(capsys.readouterr().out)["charges"] == {"O": -0.8, "H": 0.4}
+
+
 def test_a_file_that_cannot_be_served_gets_no_card(model, monkeypatch, capsys):
     whole = checkpoint.read(model)
     weights = {name: tensor for name, tensor in whole["state"].items() if name != "energy_bias"}
