@@ -32,7 +32,7 @@ from structures import ROOT, water
 
 from dpserver.frames import Frames
 from dpserver.models import checkpoint
-from dpserver.parallel.crew import Crew
+from dpserver.parallel.crew import SPIN, Crew
 from dpserver.parallel.mpi import join_all, load_mpi
 from dpserver.parallel.ranked import RankedModel, Timings
 from dpserver.parallel.waiting import Patience
@@ -142,7 +142,7 @@ def main() -> None:
         idle = time.process_time() - before
         group.collect(_Noting.idle)
         return
-    crew = Crew(group, places, Patience())
+    crew = Crew(group, places, Patience(spin=SPIN))
     group.share(None)
     crew.send_model(b"")
     alone = load()

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
+import select
 import signal
 import socket
 import sys
@@ -34,6 +36,15 @@ _STAND_IN_SECONDS: Final = 5
 _LAST_WORDS: Final = 0.2
 """s: what a launcher has to pass on before a process ends, or it may drop the message that says why."""
 
+MET: Final = 1
+LEAVING: Final = 2
+"""What the rank lets this process know: all ranks of the job are connected | and all know that they are to leave."""
+
+_HYDRA: Final = "HYDI_CONTROL_FD"
+_PMI: Final = "PMI_FD"
+_FINALIZE: Final = b"cmd=finalize\n"
+_SECONDS_TO_SIGN_OFF: Final = 1.0
+
 _SIGNALLED: Final = 128
 _SET_DEATH_SIGNAL: Final = 1  # PR_SET_PDEATHSIG
 _PASSED_ON: Final = (signal.SIGTERM, signal.SIGINT)
@@ -50,6 +61,14 @@ asked_at: float | None = None
 
 line: socket.socket | None = None
 """What the rank is to connect to rank 0 with; the process that stands by holds its other end of the same."""
+
+_shared: mmap.mmap | None = None
+
+
+def mark(state: int) -> None:
+    """Let the process that stands by this one know how far the job is: `MET` or `LEAVING`."""
+    if _shared is not None:
+        _shared[0] = state
 
 
 def job_size() -> int:
@@ -72,10 +91,11 @@ def stand_by() -> None:
 
     Where the system is not Linux there is no child, and nobody stands by.
     """
-    global line
+    global line, _shared
     if sys.platform != "linux":
         return
     line = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    _shared = mmap.mmap(-1, 1)
     guard = os.getpid()
     signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)  # until there is somebody to take note of them
     child = os.fork()
@@ -125,16 +145,36 @@ def _watch(child: int) -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
+    state = 0 if _shared is None else _shared[0]
     if code >= 0:
+        if code and state == LEAVING:
+            _sign_off()
         return code
     if -code in passed:  # a second time
         return _SIGNALLED - code
-    _tell(child, -code)
+    if _tell(child, -code) or (state and not job_rank()):  # the others see that rank 0 has gone
+        _sign_off()
     return LOST
 
 
-def _tell(child: int, number: int) -> None:
-    """Say what has killed the rank."""
+def _sign_off() -> None:
+    """Take leave of MPICH's launcher, in whose place the ranks end one another.
+
+    Once a process has gone that has not, the launcher kills all others, before they have closed what they have open,
+    and returns 9 in place of their exit code. A rank that ends MPI does the same as this: a line of the launcher's
+    protocol (PMI-1), over the connection that it has given to its processes. Other launchers have ways of their own.
+    """
+    if _HYDRA not in os.environ or not os.environ.get(_PMI, "").isdigit():
+        return
+    connection = int(os.environ[_PMI])
+    with contextlib.suppress(OSError, ValueError):
+        os.write(connection, _FINALIZE)
+        if select.select([connection], [], [], _SECONDS_TO_SIGN_OFF)[0]:
+            os.read(connection, 256)
+
+
+def _tell(child: int, number: int) -> bool:
+    """Say what has killed the rank; returns whether rank 0 has told all to leave."""
     try:
         name = signal.Signals(number).name
     except ValueError:
@@ -145,9 +185,9 @@ def _tell(child: int, number: int) -> None:
         try:
             line.sendall(_DIED + cause.encode() + b"\n")
             line.settimeout(_GRACE)
-            line.recv(1)  # rank 0 tells all to leave
+            has_told = bool(line.recv(1))
             time.sleep(_LAST_WORDS)
-            return
+            return has_told
         except OSError:  # it is not connected: this is rank 0, or the ranks have not met; or rank 0 has gone too
             pass
     who = f"rank {job_rank()} of {job_size()} (process {child} on {socket.gethostname()})"
@@ -156,6 +196,7 @@ def _tell(child: int, number: int) -> None:
     has_met = line is not None and line.getsockname()[1]  # it listens, or is connected
     if not has_met and _OPEN_MPI not in os.environ:  # whose launcher ends all by itself
         _stand_in()
+    return False
 
 
 def _stand_in() -> None:

@@ -106,6 +106,53 @@ class Group:
         return _Received(self.world, (source, self.rank, tag), array)
 
 
+@dataclass(eq=False)
+class Together:
+    """Bcast and Reduce among threads: what each has brought lies here until all have come by.
+
+    Args:
+        size: how many there are.
+    """
+
+    size: int
+
+    def __post_init__(self) -> None:
+        self.brought: list[NDArray] = [np.empty(0)] * self.size
+        self.barrier = threading.Barrier(self.size, timeout=60)
+
+    def of(self, rank: int) -> Collective:
+        return Collective(self, rank)
+
+
+@dataclass(eq=False)
+class Collective:
+    """The same seen from one rank, with mpi4py's names."""
+
+    together: Together
+    rank: int
+
+    def Get_rank(self) -> int:
+        return self.rank
+
+    def Get_size(self) -> int:
+        return self.together.size
+
+    def _exchange(self, array: NDArray) -> list[NDArray]:
+        self.together.brought[self.rank] = array.copy()
+        self.together.barrier.wait()
+        found = list(self.together.brought)
+        self.together.barrier.wait()
+        return found
+
+    def Bcast(self, array: NDArray) -> None:
+        array[:] = self._exchange(array)[0]
+
+    def Reduce(self, array: NDArray, total: NDArray) -> None:
+        summed = np.sum(self._exchange(array), axis=0)
+        if not self.rank:
+            total[:] = summed
+
+
 def patience(is_over: Callable[[], bool] = lambda: False) -> Patience:
     """Waits without spinning; gives up once it is over."""
 
@@ -126,7 +173,7 @@ def ranked(
 
     def work(rank: int) -> None:
         try:
-            Worker(world.group(rank), lambda file: load(rank, file), patience(over.is_set)).run()
+            Worker(world.group(rank), lambda *files: load(rank, *files), patience(over.is_set)).run()
         except BaseException as error:
             failures.append(error)
 
@@ -161,6 +208,7 @@ class Springs:
 
     species = ("A", "B")
     template = None
+    can_cut = True
 
     def __init__(
         self, rcut: float = 3.0, n_members: int = 0, mistakes: Callable[[Frames], Exception | None] | None = None

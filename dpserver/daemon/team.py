@@ -25,7 +25,7 @@ from dpserver.daemon.signals import stop_on_signals
 from dpserver.engine import ForceModel
 from dpserver.errors import DeviceError
 from dpserver.parallel.communicator import Place, threads_of
-from dpserver.parallel.crew import Crew
+from dpserver.parallel.crew import SPIN, Crew
 from dpserver.parallel.exchange import describe
 from dpserver.parallel.mpi import MPIGroup
 from dpserver.parallel.waiting import Patience
@@ -34,14 +34,22 @@ from dpserver.transport.lifeline import Address, Hub, Line
 
 logger = logging.getLogger(__name__)
 
+_VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
+
 LOST: Final = 5
 """Exit code of all when one is gone."""
+
+_SECONDS_TO_FINISH: Final = 8.0
+"""What all have to end MPI in good order, which waits for each of them."""
 
 _LAST_WORDS_SECONDS: Final = 0.2
 """What a launcher has to pass on before a process ends, or it may drop the message that says why."""
 
 _GRACE_SECONDS: Final = 4.0
 """What rank 0 has to close its connections when a rank is gone."""
+
+_SECONDS_FOR_ORDERS: Final = _GRACE_SECONDS + 3.0
+"""What a rank that has failed waits for the order to leave: longer than rank 0 may take to give it."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,9 @@ class Service:
         threads: likewise; None is the share of each rank.
         backend: what evaluates; any but `native` reads the model file by itself.
         path: of the model file.
+        beside: kind and file of each model whose answers travel beside the forces.
+        has_born_charges: whether the model of dipoles is to give their derivatives too.
+        table_error: of forces, by tables, relative, that is aimed at.
     """
 
     device: str
@@ -61,6 +72,9 @@ class Service:
     threads: int | None
     backend: str
     path: str
+    beside: tuple[tuple[str, str], ...] = ()
+    has_born_charges: bool = False
+    table_error: float = 1e-10
 
     def device_of(self, place: Place) -> str:
         """The device of a rank: those of its node in turn, unless the user named one."""
@@ -80,12 +94,32 @@ class Service:
         """What a rank computes with, in words."""
         device = self.device_of(place)
         if device.startswith("cuda"):
-            return device
+            visible = os.environ.get(_VISIBLE)
+            return device if visible is None else f"{device} of {_VISIBLE}={visible}"
         n = self.threads_of(place, places)
         return f"{n} thread{'s' * (n != 1)}"
 
 
-Loader = Callable[[bytes, Service, Place, Sequence[Place]], ForceModel]
+def shared_devices(places: Sequence[Place], about: Sequence[str]) -> list[str]:
+    """Which GPUs several ranks compute on, in words.
+
+    Args:
+        places: of the ranks.
+        about: what each computes with, see `Service.describe`.
+    """
+    users: dict[tuple[int, str], list[Place]] = {}
+    for place, device in zip(places, about, strict=True):
+        if device.startswith("cuda"):
+            users.setdefault((place.node, device), []).append(place)
+    return [
+        f"{device} of {mine[0].host} is shared by the ranks {', '.join(str(place.rank) for place in mine)}"
+        for (_, device), mine in users.items()
+        if len(mine) > 1
+    ]
+
+
+Loader = Callable[[Sequence[bytes], Service, Place, Sequence[Place]], ForceModel]
+"""Makes the model of a rank of the files that rank 0 has sent: that of the model, and those of others beside it."""
 
 
 class Team:
@@ -99,6 +133,7 @@ class Team:
     def __init__(self, group: MPIGroup, abandon: Callable[[int], NoReturn] | None = None) -> None:
         self._group = group
         self._abandon = abandon or _leave
+        self._is_alone = self._is_whole_job = abandon is None
         self.places = group.places()
         self.me = self.places[group.rank]
         self.is_leader = group.rank == 0
@@ -106,7 +141,8 @@ class Team:
         self._on_lost: Callable[[DeviceError], None] | None = None
         self._on_stop: Callable[[], None] | None = None
         self._is_asked = threading.Event()
-        self._is_over = threading.Event()
+        self._is_over = threading.Event()  # all have been let go
+        self._is_leaving = threading.Event()  # without an order
         self._hub: Hub | None = None
         self._line: Line | None = None
         self._connect()
@@ -125,6 +161,7 @@ class Team:
             self._line = Line(self._group.rank)
             why = self._line.call(address)
         failures = {rank: text for rank, text in enumerate(self._group.collect(why)) if text is not None}
+        self._is_whole_job = self._is_whole_job and not failures
         if hub is not None:
             hub.accept(set(range(1, len(self.places))) - set(failures))
             for rank, text in failures.items():
@@ -137,6 +174,8 @@ class Team:
             self._hub = hub
         elif self._line is not None and why is None:
             self._line.watch(self._follow)
+        if self._is_whole_job:
+            guard.mark(guard.MET)
 
     def _ask(self) -> None:
         """Somebody wants all to end in good order: a signal to this rank, or another rank that had one."""
@@ -150,7 +189,7 @@ class Team:
 
     def crew(self) -> Crew:
         """The others, for rank 0."""
-        return Crew(self._group, self.places, Patience(check=self.check))
+        return Crew(self._group, self.places, Patience(spin=SPIN, check=self.check))
 
     def check(self) -> None:
         """Raise where there is nobody left to wait for.
@@ -187,26 +226,44 @@ class Team:
         self._is_over.set()
         if self._hub is not None:
             self._hub.close()
+        self._end_mpi()
+
+    def _end_mpi(self) -> None:
+        """End MPI together with all others, and alone where one of them does not come."""
+        guard.mark(0)  # from here on it is the launcher that has to end what is left
+        if not self._is_alone:
+            self._group.finish()  # waits for other programs too
+            return
+        watchdog = threading.Timer(_SECONDS_TO_FINISH, self._abandon, (LOST,))
+        watchdog.daemon = True
+        watchdog.start()
         self._group.finish()
+        watchdog.cancel()
 
     def leave(self, code: int) -> NoReturn:
         """End all ranks now, with an exit code; what there is to say has been said."""
-        self._is_over.set()
+        self._is_leaving.set()
         _flush()
         if self._hub is not None:
             self._hub.end(code)
+        self._part(code)
+
+    def _part(self, code: int) -> NoReturn:
+        """End this process; all others know."""
+        if self._is_whole_job:
+            guard.mark(guard.LEAVING)
         self._abandon(code)
 
     def _note_loss(self, rank: int, why: str) -> None:
         """Let the server know that a rank is gone; where it cannot leave in good order, leave without."""
-        if self._is_over.is_set():
+        if self._is_leaving.is_set():
             return
         self._lost = DeviceError(f"{self.places[rank]} {why}")
-        if self._on_lost is None:
+        if self._on_lost is None or self._is_over.is_set():
             logger.critical("%s; ending the whole job", self._lost)
             self.leave(LOST)
         self._on_lost(self._lost)
-        if not self._is_over.wait(_GRACE_SECONDS):
+        if not self._is_leaving.wait(_GRACE_SECONDS):
             self.leave(LOST)
 
     # Of the others.
@@ -220,7 +277,7 @@ class Team:
         """
         worker = Worker(
             self._group,
-            lambda file: load(file, service, self.me, self.places),
+            lambda *files: load(files, service, self.me, self.places),
             Patience(),
             service.describe(self.me, self.places),
         )
@@ -230,12 +287,12 @@ class Team:
             logger.debug("a rank has failed", exc_info=error)
             if self._line is not None:
                 self._line.died(f"failed: {describe(error)}")
-            time.sleep(_GRACE_SECONDS)
+            time.sleep(_SECONDS_FOR_ORDERS)  # `_follow` ends this process when the order comes
             self._abandon(LOST)
         if self._line is not None:
             self._line.close()
         self._is_over.set()
-        self._group.finish()
+        self._end_mpi()
 
     def share(self, value: Any) -> Any:
         """Give all ranks a value of rank 0; all have to ask."""
@@ -244,7 +301,7 @@ class Team:
     def _follow(self, code: int | None) -> None:
         """Leave as rank 0 did; who stands by it says why, if it has not."""
         if not self._is_over.is_set():
-            self._abandon(LOST if code is None else code)
+            self._part(LOST if code is None else code)
 
     def __str__(self) -> str:
         nodes = Counter(place.host for place in self.places)

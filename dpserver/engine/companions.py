@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from dpserver.engine.runner import ForceModel
-from dpserver.engine.wrapped import Wrapped
+from dpserver.engine.wrapped import Wrapped, is_cuttable
 from dpserver.errors import ConfigError, StructureError
 from dpserver.frames import ForceResult, Frames, Ints, Responses, TensorValues
 from dpserver.models.parameters import Takes, suited, taken_by
@@ -28,6 +28,10 @@ class TensorSource(Protocol):
     @property
     def species(self) -> tuple[str, ...]:
         """Symbol of each type."""
+
+    @property
+    def rcut(self) -> float:
+        """Cutoff radius, Å."""
 
     def evaluate(self, frames: Frames, *, has_born_charges: bool = False) -> TensorValues:
         """Dipoles or polarizabilities of a batch; raises StructureError for a structure without an answer."""
@@ -64,7 +68,19 @@ class Accompanied(Wrapped):
         self._has_born_charges = has_born_charges
         others = [other for other in (dipole, polar) if other is not None]
         self._types = {id(other): _translation(model.species, other.species) for other in others}
+        self._rcut = max([model.rcut, *(other.rcut for other in others)])
+        self._can_cut = all(is_cuttable(m) for m in (model, *others))
         self._takes = _together([taken_by(m) for m in (model, *others)])
+
+    @property
+    def rcut(self) -> float:
+        """The largest cutoff radius of the models, Å."""
+        return self._rcut
+
+    @property
+    def can_cut(self) -> bool:
+        """Whether structures can be evaluated in parts by all of the models."""
+        return self._can_cut
 
     @property
     def takes(self) -> Takes:

@@ -1,10 +1,19 @@
-"""What stands in front of a model and is asked in its place."""
+"""What stands in front of a model and is asked in its place, and whether a model can be asked for parts."""
 
 from __future__ import annotations
 
 from dpserver.engine.runner import ForceModel
 from dpserver.frames import Floats
 from dpserver.models.parameters import Takes, taken_by
+
+
+def is_cuttable(model: object) -> bool:
+    """Whether a model can be given part of a structure, with ghosts, and says what adds up to the whole's answer.
+
+    A model says so by `can_cut`: its energy is a sum over atoms that see no further than `rcut`, and it honours
+    `Frames.is_ghost`. One that does not say is only ever given whole structures.
+    """
+    return bool(getattr(model, "can_cut", False))
 
 
 class Wrapped:
@@ -36,6 +45,11 @@ class Wrapped:
     def min_distance(self) -> Floats:
         """Smallest distance of each pair of species in training, Å."""
         return self._model.min_distance
+
+    @property
+    def can_cut(self) -> bool:
+        """Whether structures can be evaluated in parts."""
+        return is_cuttable(self._model)
 
     @property
     def takes(self) -> Takes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
@@ -10,6 +11,12 @@ from dpserver.errors import DeviceError, DPServerError
 from dpserver.parallel.communicator import Communicator, Place
 from dpserver.parallel.exchange import Channel, Command, Status, error_of
 from dpserver.parallel.waiting import Patience
+
+SPIN: Final = 1e-3
+"""s: how long rank 0 looks for answers without a pause: it waits for those only who are at work, like itself before."""
+
+_SECONDS_TO_NOTICE: Final = 2.0
+"""Within which it is known that a rank has gone."""
 
 
 class Crew:
@@ -23,6 +30,7 @@ class Crew:
 
     def __init__(self, group: Communicator, places: Sequence[Place], patience: Patience) -> None:
         self.places = tuple(places)
+        self._patience = patience
         self.channels = {rank: Channel(group, rank, patience) for rank in range(1, group.size)}
 
     @property
@@ -30,11 +38,11 @@ class Crew:
         """How many ranks there are, rank 0 included."""
         return len(self.channels) + 1
 
-    def send_model(self, file: bytes) -> None:
-        """Begin to send the model file to all; `await_model` says what becomes of it."""
-        body = np.frombuffer(file, dtype=np.uint8)
+    def send_model(self, *files: bytes) -> None:
+        """Begin to send files to all: that of the model, and those of up to two more beside it; see `await_model`."""
+        body = np.frombuffer(b"".join(files), dtype=np.uint8)
         for channel in self.channels.values():
-            channel.send([Command.MODEL], body)
+            channel.send([Command.MODEL, len(files), *map(len, files)], body)
 
     def await_model(self) -> list[str]:
         """Wait until all have loaded the model.
@@ -64,6 +72,22 @@ class Crew:
     def error(self, rank: int, status: Status, size: int) -> Exception:
         """What a rank has met, after the head of its answer."""
         return error_of(status, self.words(rank, size), self.places[rank])
+
+    def blame(self, error: Exception) -> None:
+        """Find out whether a rank that has gone is the reason for a failure, which MPI may notice first.
+
+        Args:
+            error: of MPI's or of any other kind.
+
+        Raises:
+            DeviceError: one has gone; it says which and why.
+        """
+        if isinstance(error, DPServerError | MemoryError | ValueError):
+            return
+        deadline = self._patience.clock() + _SECONDS_TO_NOTICE
+        while self._patience.clock() < deadline:
+            self._patience.check()
+            self._patience.sleep(self._patience.longest)
 
     def dismiss(self) -> None:
         """Tell all that it is over."""

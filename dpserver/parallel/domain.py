@@ -31,7 +31,7 @@ from typing import Final
 import numpy as np
 
 from dpserver.errors import ConfigError
-from dpserver.frames import Bools, CommitteeResult, Floats, ForceResult, Frames, Ints
+from dpserver.frames import Bools, CommitteeResult, Floats, ForceResult, Frames, Ints, Responses
 from dpserver.neighbors.grid import Grid, completed, heights, integers
 from dpserver.neighbors.lists import check_density
 from dpserver.neighbors.motion import Snapshot
@@ -262,6 +262,22 @@ class Decomposition:
             atom_energy,
             np.zeros(self.n_atoms, dtype=np.int64),
             self._committee(members) if members else None,
+            self._responses([r.responses for _, r in given if r.responses is not None]),
+        )
+
+    def _responses(self, parts: Sequence[Responses]) -> Responses | None:
+        """Dipoles and polarizabilities are sums over atoms like energies; a derivative is one like forces."""
+        if not parts:
+            return None
+        dipoles, polars = (
+            [r.dipole for r in parts if r.dipole is not None],
+            [r.polar for r in parts if r.polar is not None],
+        )
+        charges = [r.born_charges for r in parts if r.born_charges is not None]
+        return Responses(
+            np.sum(dipoles, axis=0) if dipoles else None,
+            np.sum(polars, axis=0) if polars else None,
+            np.stack([self.sum(by) for by in np.moveaxis(np.concatenate(charges), 2, 0)], axis=2) if charges else None,
         )
 
     def _committee(self, members: Sequence[CommitteeResult]) -> CommitteeResult:

@@ -1,6 +1,6 @@
 """The messages between rank 0 and the others: a head of a few integers, and a body whose size it tells.
 
-    to a worker    MODEL   the model file, bytes            STEP   numbers of a form, float64
+    to a worker    MODEL   files of models, bytes           STEP   numbers of a form, float64
                    FORM    a `Form`, integers               STOP   nothing
     to rank 0      an answer to MODEL or STEP: how it went, seconds, and float64; or in words why not
 
@@ -11,7 +11,6 @@ sent are remembered on both sides, the same number of them, so that neither has 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import replace
 from enum import IntEnum
 from typing import Any, Final, Generic, TypeVar
@@ -41,7 +40,10 @@ class Tag(IntEnum):
 
 
 class Command(IntEnum):
-    """What rank 0 wants; the first number of a head to a worker. The second is that of the form."""
+    """What rank 0 wants; the first number of a head to a worker. The second is that of the form.
+
+    With MODEL it is the number of files, and the next ones are their sizes.
+    """
 
     MODEL = 1
     FORM = 2
@@ -50,7 +52,7 @@ class Command(IntEnum):
 
 
 class Status(IntEnum):
-    """How it went; the first number of a head to rank 0, before nanoseconds and the number of members."""
+    """How it went; the first number of a head to rank 0, before nanoseconds and `packing.Contents`."""
 
     DONE = 0
     STRUCTURE = 1
@@ -200,6 +202,3 @@ def _grown(array: Floats, n: int) -> Floats:
 def describe(error: Exception) -> str:
     """An error in words: our own as they are, others with their class."""
     return str(error) if isinstance(error, DPServerError) else f"{type(error).__name__}: {error}"
-
-
-Load = Callable[[bytes], T]

@@ -25,18 +25,16 @@ class Pieces(Wrapped):
     atoms as have failed, and these again, until they fit, and so are those that come after it.
 
     Args:
-        model: evaluates; it honours `Frames.is_ghost`, or says by `can_cut` that it cannot be evaluated in parts; and
-            it raises an error that says so when the memory is full.
+        model: evaluates; only one that says by `can_cut` that it can be evaluated in parts ever is. It raises an error
+            that says so when the memory is full.
 
     Attributes:
-        can_cut: whether structures can be evaluated in parts.
         most_centres: that have been found to fit; None while nothing has failed.
     """
 
     def __init__(self, model: ForceModel) -> None:
         super().__init__(model)
         self._cut: Decomposition | None = None
-        self.can_cut = bool(getattr(model, "can_cut", True))
         self.most_centres: int | None = None
 
     def evaluate(self, frames: Frames) -> ForceResult:

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from dpserver.engine.runner import ForceModel, is_out_of_memory
-from dpserver.engine.wrapped import Wrapped
+from dpserver.engine.wrapped import Wrapped, is_cuttable
 from dpserver.errors import ConfigError, DeviceError, DPServerError, StructureError
 from dpserver.frames import Floats, ForceResult, Frames
 from dpserver.parallel.balance import Balance
@@ -21,7 +21,7 @@ from dpserver.parallel.crew import Crew
 from dpserver.parallel.cuts import Cuts
 from dpserver.parallel.domain import SKIN
 from dpserver.parallel.exchange import MOST_FORMS, Command, Recent, Status, describe
-from dpserver.parallel.packing import unpack
+from dpserver.parallel.packing import Contents, unpack
 from dpserver.parallel.plan import GHOST, Decompose, Plan, Sizes, Speeds, choose, compare
 from dpserver.parallel.refusals import find_culprit, retell
 from dpserver.parallel.shares import Layout, Share
@@ -79,7 +79,8 @@ class RankedModel(Wrapped):
     Args:
         model: of rank 0.
         crew: the others, who have loaded the same one.
-        decompose: how structures are spread; whole ones only where the model cannot be evaluated in parts.
+        decompose: how structures are spread; whole ones only where the model does not say by `can_cut` that it can be
+            evaluated in parts.
         skin: how much further than the cutoff parts reach, Å.
 
     Attributes:
@@ -95,7 +96,7 @@ class RankedModel(Wrapped):
     ) -> None:
         super().__init__(model)
         self._crew = crew
-        self._can_cut = bool(getattr(model, "can_cut", True))
+        self._can_cut = is_cuttable(model)
         if decompose is Decompose.SPACE and not self._can_cut:
             raise ConfigError(
                 "--decompose space cuts structures, and this model cannot be evaluated in parts; take beads or auto"
@@ -151,14 +152,17 @@ class RankedModel(Wrapped):
         marks.append(time.perf_counter())
         try:
             self._scatter(layout, frames)
-        except (MemoryError, ValueError) as error:  # some have been asked and some have not
+        except DeviceError:
+            raise
+        except Exception as error:  # some have been asked and some have not
+            self._crew.blame(error)
             raise DeviceError(f"{self._crew.places[0]} failed to share structures out: {describe(error)}") from error
         marks.append(time.perf_counter())
         results: list[ForceResult | None] = [None] * self._crew.size
         errors: list[Exception] = []
         seconds = np.zeros(self._crew.size)
         try:
-            results[0] = self._compute(layout, frames)
+            results[0] = self._compute(layout)
         except Exception as error:  # the others are at work, and must be listened to first
             errors.append(self._named(error, layout))
         marks.append(time.perf_counter())
@@ -170,6 +174,7 @@ class RankedModel(Wrapped):
         except DeviceError:
             raise
         except Exception as error:  # some have been listened to and some have not
+            self._crew.blame(error)
             raise DeviceError(f"{self._crew.places[0]} failed to take answers in: {describe(error)}") from error
         marks.append(time.perf_counter())
         if errors:
@@ -235,7 +240,10 @@ class RankedModel(Wrapped):
         logger.log(logging.INFO if is_new else logging.DEBUG, "%s: %s (%s)", what, plan, why)
 
     def _scatter(self, layout: Layout, frames: Frames) -> None:
-        """Send all that have a share theirs, and see it through: MPI does nothing while we compute."""
+        """Send all that have a share theirs, and see it through: MPI does nothing while we compute.
+
+        While they wake up, the share of this rank is written.
+        """
         for rank, channel in self._crew.channels.items():
             share = layout.shares[rank]
             if share is None:
@@ -249,31 +257,31 @@ class RankedModel(Wrapped):
             body = channel.room(share.form.n_numbers)
             layout.write(frames, rank, body)
             channel.send([Command.STEP, layout.number], body)
+        if (mine := layout.shares[0]) is not None:
+            if len(self._own) < mine.form.n_numbers:
+                self._own = np.empty(mine.form.n_numbers)
+            layout.write(frames, 0, self._own)
         for channel in self._crew.channels.values():
             channel.flush()
 
-    def _compute(self, layout: Layout, frames: Frames) -> ForceResult | None:
+    def _compute(self, layout: Layout) -> ForceResult | None:
         """Evaluate the share of this rank."""
         share = layout.shares[0]
-        if share is None:
-            return None
-        if len(self._own) < share.form.n_numbers:
-            self._own = np.empty(share.form.n_numbers)
-        layout.write(frames, 0, self._own)
-        return self._model.evaluate(share.form.frames(self._own))
+        return None if share is None else self._model.evaluate(share.form.frames(self._own))
 
     def _receive(
         self, rank: int, share: Share, layout: Layout, errors: list[Exception]
     ) -> tuple[ForceResult | None, float]:
         """Wait for the answer of a rank, and for the seconds it took."""
         channel = self._crew.channels[rank]
-        status, took, n_members, *_, size = channel.receive_head()
+        status, took, n_members, responses, *_, size = channel.receive_head()
         if status != Status.DONE:
             error = self._crew.error(rank, Status(status), size)
             is_refusal = isinstance(error, StructureError)
             errors.append(StructureError(retell(str(error), layout, rank, took)) if is_refusal else error)
             return None, 0.0
-        return unpack(channel.receive_body(size), share.form, n_members), 1e-9 * took
+        contents = Contents(n_members, responses)
+        return unpack(channel.receive_body(size), share.form, contents), 1e-9 * took
 
     def _named(self, error: Exception, layout: Layout) -> Exception:
         """What this rank has met itself, as if another had."""

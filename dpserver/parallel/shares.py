@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from dpserver.frames import Bools, CommitteeResult, Floats, ForceResult, Frames, Ints
+from dpserver.frames import Bools, CommitteeResult, Floats, ForceResult, Frames, Ints, Responses
 from dpserver.parallel.domain import Decomposition
 
 _HEAD: Final = 5
@@ -201,8 +201,7 @@ class Layout:
             batch: what was asked.
             results: of each rank for its share; None for those without.
         """
-        n_members = next((r.committee.n_members for r in results if r is not None and r.committee is not None), 0)
-        found = _empty(batch, n_members)
+        found = _empty(batch, next(r for r in results if r is not None))
         parts: dict[int, list[ForceResult | None]] = {f: [None] * cut.n_parts for f, cut in self.cuts.items()}
         for share, result in zip(self.shares, results, strict=True):
             if share is None or result is None:
@@ -229,6 +228,11 @@ class Layout:
             found.committee.energy[:, start:stop] = result.committee.energy
             found.committee.virial[:, start:stop] = result.committee.virial
             found.committee.forces[:, atoms] = result.committee.forces
+        if found.responses is not None and result.responses is not None:
+            places = {"dipole": slice(start, stop), "polar": slice(start, stop), "born_charges": atoms}
+            for name, place in places.items():
+                if (room := getattr(found.responses, name)) is not None:
+                    room[place] = getattr(result.responses, name)
 
 
 def _add_whole(pieces: list[Piece], frame: int) -> None:
@@ -269,13 +273,20 @@ def _share(pieces: Sequence[Piece], batch: Frames, cuts: Mapping[int, Decomposit
     return Share(tuple(pieces), form, tuple(atoms.tolist()), tuple(frames.tolist()))
 
 
-def _empty(batch: Frames, n_members: int) -> ForceResult:
-    """Room for the answer to a batch."""
+def _empty(batch: Frames, like: ForceResult) -> ForceResult:
+    """Room for the answer to a batch, with all that another has."""
     n_frames, n_atoms = batch.n_frames, batch.n_atoms
-    committee = None
-    if n_members:
+    committee = responses = None
+    if like.committee is not None:
+        n_members = like.committee.n_members
         shapes = (n_members, n_frames), (n_members, n_atoms, 3), (n_members, n_frames, 3, 3)
         committee = CommitteeResult(*(np.zeros(shape) for shape in shapes))
+    if (other := like.responses) is not None:
+        responses = Responses(
+            None if other.dipole is None else np.zeros((n_frames, 3)),
+            None if other.polar is None else np.zeros((n_frames, 3, 3)),
+            None if other.born_charges is None else np.zeros((n_atoms, 3, 3)),
+        )
     return ForceResult(
         np.zeros(n_frames),
         np.zeros((n_atoms, 3)),
@@ -283,4 +294,5 @@ def _empty(batch: Frames, n_members: int) -> ForceResult:
         np.zeros(n_atoms),
         batch.frame_idx.copy(),
         committee,
+        responses,
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
 from typing import Final
 
 import numpy as np
@@ -13,7 +14,7 @@ from dpserver.engine.runner import ForceModel, is_out_of_memory
 from dpserver.errors import DPServerError, StructureError
 from dpserver.parallel.communicator import Communicator
 from dpserver.parallel.exchange import Channel, Command, Recent, Status, describe, status_of
-from dpserver.parallel.packing import pack, packed_size
+from dpserver.parallel.packing import Contents, pack, packed_size
 from dpserver.parallel.refusals import UNKNOWN, find_culprit
 from dpserver.parallel.shares import Form
 from dpserver.parallel.waiting import Patience
@@ -31,13 +32,13 @@ class Worker:
 
     Args:
         group: of all ranks that compute together.
-        load: makes the model of its file.
+        load: makes the model of its file, and of those of the models beside it.
         patience: how to wait.
         about: what it computes with, in words for rank 0.
     """
 
     def __init__(
-        self, group: Communicator, load: Callable[[bytes], ForceModel], patience: Patience, about: str = ""
+        self, group: Communicator, load: Callable[..., ForceModel], patience: Patience, about: str = ""
     ) -> None:
         self._channel = Channel(group, LEADER, patience)
         self._load = load
@@ -48,10 +49,12 @@ class Worker:
     def run(self) -> None:
         """Work until rank 0 says that it is over."""
         while True:
-            command, number, *_, size = self._channel.receive_head()
+            command, number, *more, size = self._channel.receive_head()
             match command:
                 case Command.MODEL:
-                    self._take_model(self._channel.receive_body(size, np.uint8).tobytes())
+                    body = self._channel.receive_body(size, np.uint8).tobytes()
+                    ends = list(accumulate(more[:number]))
+                    self._take_model([body[start:end] for start, end in pairwise([0, *ends])])
                 case Command.FORM:
                     self._forms.add(number, Form.decode(self._channel.receive_body(size, np.int64)))
                 case Command.STEP:
@@ -60,9 +63,9 @@ class Worker:
                     return
             self._channel.flush()
 
-    def _take_model(self, file: bytes) -> None:
+    def _take_model(self, files: Sequence[bytes]) -> None:
         try:
-            self._model = self._load(file)
+            self._model = self._load(*files)
         except Exception as error:
             self._refuse(error)
         else:
@@ -85,10 +88,10 @@ class Worker:
             self._refuse(error)
             return
         took = time.perf_counter_ns() - since
-        n_members = 0 if result.committee is None else result.committee.n_members
-        body = self._channel.room(packed_size(form, n_members))
+        contents = Contents.of(result)
+        body = self._channel.room(packed_size(form, contents))
         pack(result, body)
-        self._channel.send([Status.DONE, took, n_members], body)
+        self._channel.send([Status.DONE, took, *contents], body)
 
     def _refuse(self, error: Exception, number: int = UNKNOWN) -> None:
         """Answer with an error; number is that of the structure to blame."""

@@ -38,6 +38,7 @@ _HELLO: Final = struct.Struct("=16si")
 _SECONDS: Final = 20.0
 _SECONDS_FOR_HELLO: Final = 2.0
 _SECONDS_TO_LEAVE: Final = 2.0
+_MOST_STRANGERS: Final = 64
 _PATIENCE_AFTER_SILENCE: Final = ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 
 
@@ -54,6 +55,34 @@ class Address:
     host: str
     port: int
     token: bytes
+
+
+class _Caller:
+    """Who calls rank 0, while it has not said all of who it is.
+
+    Args:
+        connection: that never waits.
+
+    Attributes:
+        said: so far.
+        since: when it called, on the monotonic clock.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.said = b""
+        self.since = time.monotonic()
+
+    def listen(self) -> bool:
+        """Take what has come; whether that is all there will be."""
+        try:
+            more = self.connection.recv(_HELLO.size - len(self.said))
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        self.said += more
+        return not more or len(self.said) == _HELLO.size
 
 
 class Hub:
@@ -77,35 +106,66 @@ class Hub:
     def accept(self, ranks: set[int]) -> None:
         """Take the connections of ranks that have made theirs; strangers are turned away.
 
+        All that call are listened to at once, so that a stranger who says nothing, or one byte now and then, keeps
+        nobody waiting.
+
         Raises:
             DeviceError: one does not come.
         """
         deadline = time.monotonic() + _SECONDS
-        while missing := ranks - set(self._lines):
-            self._server.settimeout(max(0.0, deadline - time.monotonic()))
-            try:
-                connection, _ = self._server.accept()
-            except OSError as error:
-                raise DeviceError(f"ranks {sorted(missing)} have not called rank 0 within {_SECONDS:g} s") from error
-            rank = self._hear(connection)
-            if rank not in missing:
-                connection.close()
-                continue
-            connection.settimeout(None)
-            _keep_alive(connection)
-            self._lines[rank] = connection
+        self._server.setblocking(False)
+        callers: dict[socket.socket, _Caller] = {}
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._server, selectors.EVENT_READ)
+            while missing := ranks - set(self._lines):
+                if (left := deadline - time.monotonic()) <= 0:
+                    raise DeviceError(f"ranks {sorted(missing)} have not called rank 0 within {_SECONDS:g} s")
+                for key, _ in selector.select(min(left, _SECONDS_FOR_HELLO)):
+                    if key.fileobj is self._server:
+                        self._answer(callers, selector)
+                        continue
+                    caller: _Caller = key.data
+                    if caller.connection not in callers:  # it had to make room for another, a moment ago
+                        continue
+                    if caller.listen():
+                        del callers[caller.connection]
+                        selector.unregister(caller.connection)
+                        self._admit(caller, missing)
+                for caller in [c for c in callers.values() if c.since + _SECONDS_FOR_HELLO < time.monotonic()]:
+                    self._turn_away(caller, callers, selector)
+            for caller in list(callers.values()):
+                self._turn_away(caller, callers, selector)
         with contextlib.suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)  # who stands by this rank has it open too
         self._server.close()
 
-    def _hear(self, connection: socket.socket) -> int | None:
-        """Which rank calls; None for a stranger, be it that it says nothing, or too little."""
+    def _answer(self, callers: dict[socket.socket, _Caller], selector: selectors.BaseSelector) -> None:
+        """Take a call; where too many have called and said too little, the first of them has to go."""
         try:
-            connection.settimeout(_SECONDS_FOR_HELLO)
-            token, rank = _HELLO.unpack(_receive(connection, _HELLO.size))
-        except (OSError, struct.error):
-            return None
-        return int(rank) if secrets.compare_digest(token, self.address.token) else None
+            connection, _ = self._server.accept()
+        except OSError:  # the caller has gone again
+            return
+        if len(callers) >= _MOST_STRANGERS + self._n_others:
+            self._turn_away(next(iter(callers.values())), callers, selector)
+        connection.setblocking(False)
+        callers[connection] = _Caller(connection)
+        selector.register(connection, selectors.EVENT_READ, callers[connection])
+
+    @staticmethod
+    def _turn_away(caller: _Caller, callers: dict[socket.socket, _Caller], selector: selectors.BaseSelector) -> None:
+        del callers[caller.connection]
+        selector.unregister(caller.connection)
+        caller.connection.close()
+
+    def _admit(self, caller: _Caller, missing: set[int]) -> None:
+        """Keep the connection of a rank that is expected, and close any other."""
+        token, rank = _HELLO.unpack(caller.said) if len(caller.said) == _HELLO.size else (b"", -1)
+        if rank not in missing or not secrets.compare_digest(token, self.address.token):
+            caller.connection.close()
+            return
+        caller.connection.setblocking(True)
+        _keep_alive(caller.connection)
+        self._lines[rank] = caller.connection
 
     def watch(self, on_lost: Callable[[int, str], None], on_stop: Callable[[], None]) -> None:
         """Begin to listen, in a thread of its own.

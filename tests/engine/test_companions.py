@@ -24,6 +24,8 @@ CHARGES = {"O": -2.0, "H": 1.0}
 class PointCharges:
     """μ = Σ q x, whose Born charges are q δ_ab; α = Σ q² x ⊗ x."""
 
+    rcut = 1.0
+
     def __init__(self, kind: str = "dipole", species: tuple[str, ...] = ("H", "O")) -> None:
         self.kind, self.species = kind, species
 

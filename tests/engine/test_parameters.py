@@ -180,7 +180,7 @@ def test_peers_with_and_without_parameters_are_answered_apart_where_only_the_mod
 
 def test_a_model_with_another_beside_it_takes_what_either_takes() -> None:
     class Dipole:
-        kind, species, takes = "dipole", ("H", "O"), Takes(1)
+        kind, species, takes, rcut = "dipole", ("H", "O"), Takes(1), 1.0
 
         def evaluate(self, frames: Frames, *, has_born_charges: bool = False) -> object:
             raise AssertionError

@@ -1,13 +1,15 @@
-"""Run by mpiexec: groups of the first ranks, each size in turn, against one process.
+"""Run by mpiexec: groups of the first ranks, each size in turn, against one process, and against Bcast and Reduce.
 
-    agree.py springs|w.pt
+    agree.py springs|w.pt [large]
 
-Prints a line for each case, and ends with a mistake where one is found.
+`large` takes water of up to 12,288 atoms, and no small cases. Prints a line for each case, and ends with a mistake
+where one is found.
 """
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +21,12 @@ from dpserver.parallel.ranked import RankedModel
 from dpserver.parallel.waiting import Patience
 from dpserver.parallel.worker import Worker
 from tests import structures
+from tests.parallel import broadcast
 from tests.ranks import Springs
 
 SIZES = (1, 2, 3, 4, 7, 8)
+SIMPLY = (3,)
+"""Sizes that Bcast and Reduce are held against too; who waits in these keeps a core busy."""
 
 
 def crystal(n: int) -> Frames:
@@ -33,7 +38,16 @@ def crystal(n: int) -> Frames:
     return Frames.single(positions, np.arange(len(positions)) % 10 == 0, np.eye(3) * 3.6 * n)
 
 
-def cases() -> dict[str, Frames]:
+def cases(is_large: bool) -> dict[str, Frames]:
+    if is_large:
+        return {
+            "water 1536": structures.water((8, 8, 8)),
+            "water 5184": structures.water((12, 12, 12)),
+            "water 12288": structures.water((16, 16, 16)),
+            "slab 5376": structures.water((16, 16, 7), structures.SHEAR, (True, True, False)),
+            "droplet 5184": structures.water((12, 12, 12), None, (False, False, False)),
+            "crystal 5324": crystal(11),
+        }
     return {
         "water 192": structures.water((4, 4, 4)),
         "water 1029": structures.water((7, 7, 7)),
@@ -59,7 +73,7 @@ def largest_error(found: ForceResult, expected: ForceResult) -> float:
     return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
 
 
-def make_model(kind: str) -> object:
+def make_model(kind: str) -> Any:
     if kind == "springs":
         return Springs(4.0)
     from dpserver.models import checkpoint
@@ -67,7 +81,22 @@ def make_model(kind: str) -> object:
     return checkpoint.load(kind, "cpu", "double", 1)
 
 
-def main(kind: str) -> None:
+def compare(n: int, way: str, name: str, worst: float) -> None:
+    sys.stdout.write(f"{n} {way} {name}: {worst:.1e}\n")
+    assert worst < 1e-10, (n, way, name, worst)
+
+
+def simply(part: Any, model: Any, given: dict[str, Frames], expected: dict[tuple[str, int], ForceResult]) -> None:
+    """Every rank takes part; rank 0 brings the structures, and holds the answers against those of one process."""
+    for name, frames in given.items():
+        if frames.n_frames == 1:
+            found = broadcast.evaluate(part, model, None if part.Get_rank() else later(frames, 2))
+            if not part.Get_rank():
+                compare(part.Get_size(), "bcast", name, largest_error(found, expected[name, 2]))
+
+
+def main(kind: str, is_large: bool) -> None:
+    given = cases(is_large)
     mpi = load_mpi()
     world = mpi.COMM_WORLD
     rank = world.Get_rank()
@@ -77,7 +106,7 @@ def main(kind: str) -> None:
     model = make_model(kind)
     expected = {
         (name, step): model.evaluate(later(frames, step))
-        for name, frames in (cases().items() if not rank else ())
+        for name, frames in (given.items() if not rank else ())
         for step in range(3)
     }
     for n, part in zip(sizes, parts, strict=True):
@@ -87,19 +116,22 @@ def main(kind: str) -> None:
         places = group.places()
         if group.rank:
             Worker(group, lambda file: make_model(kind), Patience()).run()
+            if n in SIMPLY:
+                simply(part, model, given, expected)
             continue
         crew = Crew(group, places, Patience())
         crew.send_model(b"")
         crew.await_model()
         for way in (Decompose.SPACE, Decompose.AUTO) if n in (3, 8) else (Decompose.SPACE,):
             ranked = RankedModel(model, crew, way)
-            for name, frames in cases().items():
+            for name, frames in given.items():
                 worst = max(
                     largest_error(ranked.evaluate(later(frames, step)), expected[name, step]) for step in range(3)
                 )
-                sys.stdout.write(f"{n} {way} {name}: {worst:.1e}\n")
-                assert worst < 1e-10, (n, way, name, worst)
+                compare(n, str(way), name, worst)
         crew.dismiss()
+        if n in SIMPLY:
+            simply(part, model, given, expected)
 
 
-main(sys.argv[1])
+main(sys.argv[1], "large" in sys.argv[2:])

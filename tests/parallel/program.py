@@ -1,12 +1,13 @@
 """Run by mpiexec: a daemon over ranks with a model that needs no torch, so that it starts at once.
 
-    program.py ENDPOINT [EVENT RANK]
+    program.py ENDPOINT [EVENT RANK]...
 
 EVENT is what the rank is to do to itself or meet: see `misbehave`.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ guard.stand_by()
 
 from dpserver.daemon import Daemon, Target  # noqa: E402
 from dpserver.daemon.logs import set_up_logging  # noqa: E402
-from dpserver.daemon.team import Service, Team  # noqa: E402
+from dpserver.daemon.team import LOST, Service, Team  # noqa: E402
 from dpserver.engine import Order  # noqa: E402
 from dpserver.errors import StructureError  # noqa: E402
 from dpserver.frames import Frames  # noqa: E402
@@ -68,15 +69,15 @@ def misbehave(event: str) -> None:
 
 
 def main() -> None:
-    endpoint, event, who = (*sys.argv[1:], "", "-1")[:3]
-    is_me = guard.job_rank() == int(who)
+    endpoint, *words = sys.argv[1:]
+    event = dict(zip(words[1::2], words[::2], strict=True)).get(str(guard.job_rank()), "")
     set_up_logging("info" if guard.job_rank() == 0 else "error", is_json=False)
-    if is_me and event == "kill-at-start":
+    if event == "kill-at-start":
         os.kill(os.getpid(), signal.SIGKILL)
     team = Team(join_all(load_mpi()))
-    if is_me and event == "kill-when-met":
+    if event == "kill-when-met":
         os.kill(os.getpid(), signal.SIGKILL)
-    if is_me and event == "kill-sending":
+    if event == "kill-sending":
         room = exchange.Channel.room
 
         def kill_at_third(channel: exchange.Channel, n: int):
@@ -87,10 +88,21 @@ def main() -> None:
 
         count = [0]
         exchange.Channel.room = kill_at_third
-    model = Troubled(event if is_me else "")
+    if event == "memory-receiving":
+        receive = exchange.Channel.receive_body
+
+        def fail_at_third(channel: exchange.Channel, size: int, *kind: type):
+            if not kind and next(bodies) == N_BEFORE:
+                time.sleep(0.5)  # rank 0 is at work by then
+                raise MemoryError("no room for what has come")
+            return receive(channel, size, *kind)
+
+        bodies = itertools.count()
+        exchange.Channel.receive_body = fail_at_third
+    model = Troubled(event)
     service = Service("cpu", None, 1, "native", "")
     if not team.is_leader:
-        team.work(team.share(None), lambda file, service, place, places: model)
+        team.work(team.share(None), lambda files, service, place, places: model)
         return
     team.share(service)
     crew = team.crew()
@@ -101,7 +113,8 @@ def main() -> None:
     daemon = Daemon(ranked, [Target(where, where.resolve(), Order.from_text("A B B", "--species"))], is_once=True)
     with team.serving(daemon.stop, daemon.lose):
         code = daemon.run()
-    team.finish(crew)
+    if code != LOST:
+        team.finish(crew)
     if code:
         team.leave(code)
 

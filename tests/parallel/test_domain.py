@@ -26,6 +26,7 @@ from tests.models import committees
 from tests.models.test_loc_frame import WATER_RULE
 from tests.models.test_loc_frame import make as make_loc_frame
 from tests.models.test_se_e2_a import model_with_sel
+from tests.models.test_se_e2_r import make as make_radial
 
 RCUT, SKIN = 4.0, 0.8
 MODEL = committees.member(3, RCUT)
@@ -270,7 +271,20 @@ def test_local_frames_of_the_first_paper_sum_to_the_whole() -> None:
     frames = Frames.concatenate([structures.water((2, 2, 2), structures.SHEAR, seed=8), structures.slab()])
     model = make_loc_frame([2, 4], [3, 5], WATER_RULE, frames)
     for frame in frames:
-        assert_equal(in_parts(model, Decomposition.build(frame, 3, model.rcut, SKIN), frame), model.evaluate(frame))
+        cut = Decomposition.build(frame, 3, model.rcut, SKIN)
+        assert_equal(in_parts(model, cut, frame), model.evaluate(frame))
+        fast = deepcopy(model)
+        fast.accelerate(1)
+        assert_equal(in_parts(fast, cut, frame), fast.evaluate(frame))
+        assert_equal(fast.evaluate(frame), model.evaluate(frame))
+
+
+@pytest.mark.parametrize("name", ["triclinic", "droplet"])
+def test_radial_descriptors_sum_to_the_whole(name: str) -> None:
+    model, frame = make_radial(), CASES[name]
+    model.accelerate(1)
+    cut = Decomposition.build(frame, 3, model.rcut, SKIN)
+    assert_equal(in_parts(model, cut, frame), model.evaluate(frame))
 
 
 def test_members_of_a_committee_sum_to_the_whole() -> None:

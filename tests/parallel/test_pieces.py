@@ -28,6 +28,8 @@ from tests.parallel.test_domain import CASES, assert_equal
 class Small:
     """A model with memory for some centres."""
 
+    can_cut = True
+
     def __init__(self, model: Potential, most: int) -> None:
         self.model, self.most = model, most
         self.species, self.rcut, self.template = model.species, model.rcut, model.template
@@ -129,7 +131,7 @@ def test_other_errors_are_passed_on(model: Potential) -> None:
 
 def test_what_cannot_be_cut_is_not(model: Potential) -> None:
     small = Small(model, 100)
-    small.can_cut = False  # type: ignore[attr-defined]
+    small.can_cut = False
     with pytest.raises(MemoryError, match="no room"):
         Pieces(small).evaluate(structures.water((4, 4, 4)))
     assert small.asked == [192]

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dpserver.engine import Accompanied
 from dpserver.engine.runner import Runner
 from dpserver.errors import ConfigError, DeviceError, ModelFileError, StructureError
 from dpserver.frames import ForceResult, Frames
+from dpserver.models.config import ModelConfig, parse
+from dpserver.models.tensors import TensorModel
+from dpserver.parallel.crew import Crew
 from dpserver.parallel.packing import unpack
 from dpserver.parallel.plan import Decompose
+from dpserver.parallel.worker import Worker
 from tests import structures
-from tests.ranks import Springs, ranked
+from tests.engine.test_companions import PointCharges
+from tests.models import test_tensors
+from tests.parallel import broadcast
+from tests.ranks import Springs, Together, World, patience, ranked
 
 WAYS = list(Decompose)
 
@@ -106,6 +115,88 @@ def test_members_and_parameters_go_with_the_structures(way):
     assert abs(model.evaluate(given_).energy - model.evaluate(frames).energy).min() > 0.1
 
 
+class Water(Springs):
+    species = ("O", "H")
+
+
+def tensors(kind: str, rcut: float) -> TensorModel:
+    config = {
+        "type_map": ["H", "O"],
+        "descriptor": {**test_tensors.DESCRIPTOR, "sel": [60, 120], "rcut": rcut},
+        "fitting_net": {"neuron": [6], "type": kind},
+    }
+    return TensorModel(parse(ModelConfig, config), seed=5)
+
+
+def accompanied(rcut: float) -> Accompanied:
+    """Springs with models of dipoles and polarizabilities that see further, or less far, and number types otherwise."""
+    return Accompanied(Water(), tensors("dipole", rcut), tensors("polar", rcut), has_born_charges=True)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("rcut", [2.0, 4.5])
+def test_dipoles_and_polarizabilities_come_from_all_ranks(way, rcut):
+    model = accompanied(rcut)
+    with ranked(model, 3, lambda rank, file: accompanied(rcut), decompose=way) as found:
+        assert found.rcut == max(rcut, 3.0)
+        for frames in (structures.water((3, 3, 2)), BATCHES["mixed"].part(1, 5)):
+            result, expected = found.evaluate(frames), model.evaluate(frames)
+            agree(result, expected)
+            for name in ("dipole", "polar", "born_charges"):
+                a, b = getattr(result.responses, name), getattr(expected.responses, name)
+                np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12 * np.abs(b).max(), err_msg=name)
+        if way is Decompose.SPACE:
+            assert found.world.n_messages > 2 * 4
+
+
+def test_one_that_stands_beside_and_cannot_be_cut_is_never_cut():
+    model = Accompanied(Water(), PointCharges())
+    frames = structures.water((4, 4, 4))
+    with ranked(model, 2, lambda rank, file: model) as found:
+        assert found.evaluate(frames).responses is not None
+        assert "whole structures over 1 rank" in found.choice
+    with (
+        pytest.raises(ConfigError, match="--decompose space"),
+        ranked(model, 2, lambda rank, file: model, decompose=Decompose.SPACE),
+    ):
+        pass
+
+
+def test_files_of_all_models_arrive():
+    def load(rank: int, *files: bytes) -> Springs:
+        assert files == (b"energies", b"", b"polar")
+        return Springs()
+
+    world = World(2)
+    thread = threading.Thread(target=Worker(world.group(1), lambda *files: load(1, *files), patience()).run)
+    thread.start()
+    crew = Crew(world.group(0), world.places(), patience())
+    crew.send_model(b"energies", b"", b"polar")
+    assert crew.await_model() == [""]
+    crew.dismiss()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("name", ["one", "triclinic", "slab", "droplet", "one atom"])
+@pytest.mark.parametrize("n_ranks", [2, 5])
+def test_fixed_lists_say_what_bcast_and_reduce_say(n_ranks, name):
+    """The simple way has the whole structure in each rank and knows no lists; see `broadcast`."""
+    together, frames = Together(n_ranks), moved(BATCHES[name], 3)
+    others = [
+        threading.Thread(target=broadcast.evaluate, args=(together.of(rank), Springs())) for rank in range(1, n_ranks)
+    ]
+    for thread in others:
+        thread.start()
+    simple = broadcast.evaluate(together.of(0), Springs(), frames)
+    for thread in others:
+        thread.join(10)
+    with ranked(Springs(), n_ranks, lambda rank, file: Springs(), decompose=Decompose.SPACE) as found:
+        found.evaluate(BATCHES[name])  # so that the lists are those of an earlier step
+        agree(found.evaluate(frames), simple)
+    agree(simple, Springs().evaluate(frames))
+
+
 def test_a_step_is_sent_as_numbers_alone_until_a_decomposition_ends():
     frames = structures.water((4, 3, 3))
     with ranked(Springs(), 2, lambda rank, file: Springs(), decompose=Decompose.SPACE) as found:
@@ -121,6 +212,56 @@ def test_a_step_is_sent_as_numbers_alone_until_a_decomposition_ends():
         assert counts[:3] == [8, 8, 8]  # head and body, there and back, twice
         assert counts[3] > 8
         assert found._cuts.n_built >= 2
+
+
+def test_all_ranks_compute_at_the_same_time():
+    """Each waits in its evaluation for all the others to be in theirs: none may be asked after another has answered."""
+    n_ranks = 4
+    all_there = threading.Barrier(n_ranks, timeout=30)
+
+    class Together(Springs):
+        def evaluate(self, frames: Frames) -> ForceResult:
+            all_there.wait()
+            return super().evaluate(frames)
+
+    for way, frames in ((Decompose.SPACE, structures.water((4, 3, 3))), (Decompose.BEADS, BATCHES["beads"])):
+        with ranked(Together(), n_ranks, lambda rank, file: Together(), decompose=way) as found:
+            for _ in range(3):
+                agree(found.evaluate(frames), Springs().evaluate(frames))
+
+
+def test_a_part_that_takes_longer_becomes_smaller(monkeypatch):
+    """Atoms of one half cost four times as much, by a clock of each thread that only they move."""
+    clock = threading.local()
+
+    class Costly(Springs):
+        def evaluate(self, frames: Frames) -> ForceResult:
+            is_mine = np.ones(frames.n_atoms, dtype=bool) if frames.is_ghost is None else ~frames.is_ghost
+            is_costly = frames.positions[is_mine, 0] % length > length / 2
+            self.seconds = 1e-3 * float((1 + 3 * is_costly).sum())
+            clock.now = now() + self.seconds
+            return super().evaluate(frames)
+
+    def now() -> float:
+        return getattr(clock, "now", 0.0)
+
+    fake = SimpleNamespace(perf_counter=now, perf_counter_ns=lambda: int(1e9 * now()))
+    for module in ("ranked", "worker"):
+        monkeypatch.setattr(f"dpserver.parallel.{module}.time", fake)
+    frames = structures.water((8, 4, 4))
+    length = frames.cell[0, 0, 0]
+    models, rng = [Costly() for _ in range(3)], np.random.default_rng(0)
+    with ranked(models[0], 3, lambda rank, file: models[rank], decompose=Decompose.SPACE) as found:
+        found.evaluate(frames)
+        at_first = [model.seconds for model in models]
+        for _ in range(30):
+            noise = rng.normal(scale=0.01, size=frames.positions.shape)
+            later = replace(frames, positions=frames.positions + noise)
+            agree(found.evaluate(later), Springs().evaluate(later))
+        assert 2 <= found._cuts.n_built <= 4
+    at_last = [model.seconds for model in models]
+    assert max(at_first) > 1.3 * np.mean(at_first)
+    assert max(at_last) < 1.2 * np.mean(at_last)
 
 
 def test_a_bead_finds_its_decomposition_in_any_order():
@@ -177,11 +318,15 @@ def test_a_model_with_terms_that_are_not_local_is_never_cut():
     class Whole(Springs):
         can_cut = False
 
+    class Silent(Springs):
+        can_cut = None  # a model that does not say is taken at the worst
+
     frames = structures.water((4, 4, 4))
-    with ranked(Whole(), 2, lambda rank, file: Whole()) as found:
-        found.warm_up()
-        agree(found.evaluate(frames), Springs().evaluate(frames))
-        assert "whole structures over 1 rank" in found.choice
+    for kind in (Whole, Silent):
+        with ranked(kind(), 2, lambda rank, file, kind=kind: kind()) as found:
+            found.warm_up()
+            agree(found.evaluate(frames), Springs().evaluate(frames))
+            assert "whole structures over 1 rank" in found.choice
     with (
         pytest.raises(ConfigError, match="cannot be evaluated in parts"),
         ranked(Whole(), 2, lambda rank, file: Whole(), decompose=Decompose.SPACE),
@@ -233,6 +378,38 @@ def test_answers_that_are_left_end_the_service(monkeypatch):
         found.evaluate(beads)
     assert len(answers) == 1
     assert threading.active_count() == n_threads
+
+
+@pytest.mark.parametrize("call", ["isend", "irecv"])
+def test_what_mpi_notices_first_is_put_down_to_the_rank_that_has_gone(call):
+    """Reading from the memory of a process that is gone fails before the connection to it is known to be broken."""
+    checks = []
+
+    def check() -> None:
+        checks.append(None)
+        if len(checks) > 3:
+            raise DeviceError("rank 1 was killed by signal 9")
+
+    with ranked(Springs(), 2, lambda rank, file: Springs(), decompose=Decompose.SPACE) as found:
+        crew = found._crew
+        crew._patience = replace(crew._patience, check=check)
+        group, name = crew.channels[1]._group, call
+
+        class Broken:
+            def __getattr__(self, asked):
+                return fail if asked == name else getattr(group, asked)
+
+        def fail(*given: object) -> None:
+            raise RuntimeError("process_vm_readv failed")
+
+        crew.channels[1]._group = Broken()
+        with pytest.raises(DeviceError, match=r"^rank 1 was killed by signal 9$"):
+            found.evaluate(BATCHES["one"])
+        crew.channels[1]._group = group
+        if call == "irecv":  # the answer is there still
+            crew.channels[1].receive_head()
+            crew.channels[1].receive_body(crew.channels[1]._head[-1])
+    assert len(checks) == 4
 
 
 @pytest.mark.parametrize("kind", [ModelFileError, DeviceError, ConfigError])

@@ -9,7 +9,7 @@ import pytest
 
 from dpserver.frames import Frames
 from dpserver.parallel.cuts import Cuts
-from dpserver.parallel.packing import pack, packed_size, unpack
+from dpserver.parallel.packing import Contents, pack, packed_size, unpack
 from dpserver.parallel.shares import Form, Layout, Piece
 from tests import structures
 from tests.ranks import Springs
@@ -69,9 +69,10 @@ def test_answers_add_up(ranks, n_members):
         if share is None:
             results.append(None)
             continue
-        numbers = np.empty(packed_size(share.form, n_members))
+        contents = Contents(n_members)
+        numbers = np.empty(packed_size(share.form, contents))
         pack(model.evaluate(local(made, BATCH, rank)), numbers)
-        results.append(unpack(numbers, share.form, n_members))
+        results.append(unpack(numbers, share.form, contents))
     found, expected = made.collect(BATCH, results), model.evaluate(BATCH)
     for name in ("energy", "forces", "virial", "atom_energy"):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-12)

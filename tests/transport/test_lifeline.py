@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import queue
+import selectors
 import socket
 import threading
 from collections.abc import Iterator
@@ -122,6 +123,96 @@ def test_a_stranger_that_says_too_little_keeps_nobody_out(monkeypatch, said):
     hub.accept({1})
     assert set(hub._lines) == {1}
     for connection in (*hub._lines.values(), stranger, friend._connection):
+        connection.close()
+
+
+def test_one_that_drips_keeps_nobody_waiting(monkeypatch):
+    """It is given no more time for being at it, and meanwhile the others are taken."""
+    monkeypatch.setattr(lifeline, "_SECONDS", 5.0)
+    hub = Hub(2, is_one_node=True)
+    where = (hub.address.host, hub.address.port)
+    is_over = threading.Event()
+
+    def drip() -> None:
+        with socket.create_connection(where) as stranger:
+            while not is_over.wait(0.02):
+                try:
+                    stranger.sendall(b"x")
+                except OSError:
+                    return
+
+    dripping = threading.Thread(target=drip)
+    dripping.start()
+    friends = [Line(1), Line(2)]
+    accepting = threading.Thread(target=hub.accept, args=({1, 2},))
+    accepting.start()
+    for friend in friends:
+        assert friend.call(hub.address) is None
+    accepting.join(PATIENCE)
+    assert set(hub._lines) == {1, 2}
+    is_over.set()
+    dripping.join(PATIENCE)
+    for connection in (*hub._lines.values(), *(friend._connection for friend in friends)):
+        connection.close()
+
+
+def test_a_slow_stranger_is_turned_away_in_time(monkeypatch):
+    monkeypatch.setattr(lifeline, "_SECONDS_FOR_HELLO", 0.05)
+    hub = Hub(1, is_one_node=True)
+    accepting = threading.Thread(target=hub.accept, args=({1},))
+    accepting.start()
+    with socket.create_connection((hub.address.host, hub.address.port)) as stranger:
+        stranger.settimeout(PATIENCE)
+        stranger.sendall(b"xx")
+        assert stranger.recv(1) == b""
+    assert accepting.is_alive()
+    friend = Line(1)
+    assert friend.call(hub.address) is None
+    accepting.join(PATIENCE)
+    for connection in (*hub._lines.values(), friend._connection):
+        connection.close()
+
+
+def test_a_crowd_of_strangers_is_bounded(monkeypatch):
+    monkeypatch.setattr(lifeline, "_MOST_STRANGERS", 3)
+    hub = Hub(1, is_one_node=True)
+    crowd = [socket.create_connection((hub.address.host, hub.address.port)) for _ in range(6)]
+    friend = Line(1)
+    accepting = threading.Thread(target=hub.accept, args=({1},))
+    accepting.start()
+    crowd[0].settimeout(PATIENCE)
+    assert crowd[0].recv(1) == b""  # the first has to make room
+    assert friend.call(hub.address) is None
+    accepting.join(PATIENCE)
+    assert set(hub._lines) == {1}
+    for connection in (*hub._lines.values(), friend._connection, *crowd):
+        connection.close()
+
+
+def test_one_that_makes_room_while_it_speaks(monkeypatch):
+    """A call that makes it go comes together with its first byte, and before it."""
+    monkeypatch.setattr(lifeline, "_MOST_STRANGERS", 1)
+    hub = Hub(1, is_one_node=True)
+    strangers = [socket.create_connection((hub.address.host, hub.address.port)) for _ in range(2)]
+    friend = Line(1)
+    batches = []
+
+    class Together(selectors.DefaultSelector):
+        def select(self, timeout=None):
+            if len(self.get_map()) == 3 and not batches:  # where calls come in, and both strangers
+                strangers[0].sendall(b"x")
+                assert friend.call(hub.address) is None
+                while len(found := super().select(PATIENCE)) == 1:
+                    pass
+                batches.append(sorted(found, key=lambda event: event[0].data is not None))
+                return batches[0]
+            return super().select(timeout)
+
+    monkeypatch.setattr(selectors, "DefaultSelector", Together)
+    hub.accept({1})
+    assert [key.data is None for key, _ in batches[0]] == [True, False]
+    assert set(hub._lines) == {1}
+    for connection in (*hub._lines.values(), friend._connection, *strangers):
         connection.close()
 
 
