@@ -7,6 +7,9 @@ evaluations, within the skin of their neighbour lists; making the lists anew is 
 product of the size of the first fitting layer reaches on one core in the same seconds, by our kernel and by torch's
 library.
 
+The descriptors `loc_frame`, with the network of the 2018 paper, and `se_e2_r`, with that of DeePMD-kit's example, are
+timed with random weights, by the kernels and by torch, in one thread.
+
 Appends a record to benchmarks/results/cpu.json. Let the machine be quiet.
 """
 
@@ -31,7 +34,47 @@ from dpserver.bench import Timing, ceiling, measure, stages
 from dpserver.frames import Frames
 from dpserver.models import checkpoint
 from dpserver.models.compiled import SKIN
+from dpserver.models.config import ModelConfig, parse
+from dpserver.models.potential import Potential
 from dpserver.neighbors.rows import build_rows
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "loc_frame": {
+        "descriptor": {
+            "type": "loc_frame",
+            "sel_a": [16, 32],
+            "sel_r": [30, 60],
+            "rcut": 6.0,
+            "axis_rule": [0, 1, 0, 0, 1, 1, 0, 0, 0, 0, 1, 0],
+        },
+        "fitting_net": {"neuron": [240, 120, 60, 30, 10]},
+    },
+    "se_e2_r": {
+        "descriptor": {"type": "se_e2_r", "sel": [46, 92], "rcut": 6.0, "rcut_smth": 0.5, "neuron": [5, 10, 20]},
+        "fitting_net": {"neuron": [120, 120, 120]},
+    },
+}
+"""Networks of other descriptors."""
+
+
+def others(n: int, repeats: int) -> dict[str, Any]:
+    """µs per atom of other descriptors in one thread, by the kernels and by torch, and by stage."""
+    found: dict[str, Any] = {}
+    torch.set_num_threads(1)
+    for name, sections in OTHERS.items():
+        frame = water(n)
+        for precision in ("double", "mixed"):
+            model = parse(ModelConfig, {"type_map": ["O", "H"], **sections})
+            potential = Potential(model, precision="double")
+            potential.descriptor.fit_normalisation([potential.graph(WATER)], 0.01)
+            potential.set_precision(precision)
+            rows = {"torch": row(measure(potential, frame, 3))}
+            potential.accelerate(1)
+            rows["kernels"] = row(measure(potential, frame, repeats))
+            parts = stages(potential, frame, max(5, repeats))
+            rows["stages"] = {part: round(1e6 * t / frame.n_atoms, 3) for part, t in parts.seconds.items()}
+            found[f"{name}, {precision}"] = {"atoms": frame.n_atoms, **rows}
+    return found
 
 
 def row(timing: Timing) -> dict[str, float]:
@@ -84,6 +127,7 @@ def main() -> None:
         at_ceiling = 1e-9 * parts.products / max(top.values())
         found["products_of_all"] = round(at_ceiling / sum(parts.seconds.values()), 3)
         record["precisions"][precision] = found
+    record["others_us_per_atom"] = [others(n, given.repeats) for n in tiles[:2]]
     record["list_ms"] = {str(water(n).n_atoms): round(1e3 * list_seconds(water(n)), 3) for n in tiles}
     record["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     records.append("cpu", record)

@@ -36,14 +36,18 @@ def _versions(*packages: str) -> dict[str, str]:
     return found
 
 
-def append(name: str, values: Mapping[str, Any], machine: str | None = None) -> None:
-    """Add a record to `results/NAME.json` and print it; the machine is by default its processor."""
-    record = {
-        **values,
+def provenance(machine: str | None = None) -> dict[str, Any]:
+    """When, where and with what something is measured; the machine is by default its processor."""
+    return {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine or f"{_processor()}, {len(os.sched_getaffinity(0))} cores",
         "versions": {"dpserver": dpserver.__version__, **_versions("torch", "ipi", "numpy", "numba", "triton")},
     }
+
+
+def append(name: str, values: Mapping[str, Any], machine: str | None = None) -> None:
+    """Add a record to `results/NAME.json` and print it."""
+    record = {**values, **provenance(machine)}
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
