@@ -10,7 +10,7 @@ VENV   := .venv
 PEER   := .venv-peer
 BIN    := $(VENV)/bin
 
-.PHONY: help venv demo test test-peers chaos bench gpu lint format docs clean
+.PHONY: help venv demo test test-peers chaos bench bench-peers science gpu lint format docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,9 @@ help:
 	@echo 'make chaos   long runs of faults and of the protocol, about twenty minutes; prints its seed'
 	@echo 'make gpu     compare and time the GPU path with the python3 of this machine, its torch and its CUDA; minutes'
 	@echo 'make bench   time the CPU path, a wave of beads and steps of i-PI; adds to benchmarks/results, half an hour'
+	@echo 'make science  reproduce what the method claims, a working day; science-water and other parts alone; QUICK=1'
+	@echo 'make bench-peers MODEL=model.dp  time the same weights beside DeePMD-kit and LAMMPS, found by DPSERVER_PEER and'
+	@echo '             DPSERVER_PEER_MODEL (benchmarks/peers.py says what these are); twenty minutes'
 	@echo 'make lint    ruff, mypy and the layer contracts'
 	@echo 'make format  rewrite the sources as ruff wants them'
 	@echo 'make docs    build the documentation into site/'
@@ -50,6 +53,16 @@ bench: $(VENV)/ready
 	$(BIN)/mpiexec -n 2 $(BIN)/python benchmarks/ranks.py
 	$(BIN)/python benchmarks/large.py
 	$(BIN)/python benchmarks/scaling_model.py
+
+# Parts: water molecules smoothness long-range linear-cost quantum, and pages. What is interrupted goes on from there.
+science: science-all
+
+science-%: $(VENV)/ready
+	$(BIN)/python -m benchmarks.science $* $(if $(and $(QUICK),$(filter-out pages,$*)),--quick)
+
+bench-peers: $(VENV)/ready
+	$(if $(MODEL),,$(error name the weights: make bench-peers MODEL=model.dp))
+	$(BIN)/python benchmarks/peers.py $(MODEL)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check

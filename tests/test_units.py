@@ -14,9 +14,10 @@ from dpserver import units
         (units.BOHR, ase.units.Bohr),
         (units.HARTREE, ase.units.Hartree),
         (units.BOLTZMANN, ase.units.kB),
+        (units.KCAL_PER_MOL, ase.units.kcal / ase.units.mol),
         (units.HARTREE_PER_BOHR, ase.units.Hartree / ase.units.Bohr),
     ],
-    ids=["Bohr", "Hartree", "Boltzmann", "Hartree/Bohr"],
+    ids=["Bohr", "Hartree", "Boltzmann", "kcal/mol", "Hartree/Bohr"],
 )
 def test_same_as_ase(ours: float, theirs: float) -> None:
     assert ours == theirs

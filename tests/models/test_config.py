@@ -157,7 +157,7 @@ def test_refuses_sel(sel: object) -> None:
             "descriptor.type",
             "dpa2",
             "model.descriptor.type: supported are 'se_e2_a', 'se_e2_r', 'se_e3', 'se_atten', 'se_atten_v2', "
-            "'loc_frame', 'hybrid'; got \"dpa2\"",
+            "'loc_frame', 'behler_parrinello', 'hybrid'; got \"dpa2\"",
         ),
         ("descriptor", {"sel": [1, 2]}, "model.descriptor.type: supported are"),
         ("descriptor", 3, "model.descriptor: "),

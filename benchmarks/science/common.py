@@ -1,0 +1,498 @@
+"""What all experiments share: records with resume, the data, training and testing by the command line, tables.
+
+An experiment measures under names. What was measured under a name with the same settings is not measured again, and
+what was interrupted finds in its folder what it had left there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from benchmarks import records
+from dpserver.errors import ConfigError, DPServerError
+from dpserver.frames import Floats, Ints
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+WATER: Final = ROOT / "examples" / "water"
+RESULTS: Final = records.RESULTS / "science"
+PAGES: Final = ROOT / "docs" / "science"
+IMAGES: Final = ROOT / "docs" / "images" / "science"
+
+Record = dict[str, Any]
+
+_GRACE: Final = 60.0  # s that a training has to save a checkpoint
+_SETTINGS: Final = "settings.json"
+_AGAIN: Final = "again"  # a file in the folder of what an unfinished `--again` has begun or done
+_BEGUN: Final = "begun"
+_DONE: Final = "done"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One part of the science: where it works, and what it has found so far.
+
+    Attributes:
+        part: its name, and that of its file of results.
+        is_quick: short runs, to see that everything works; they never replace the results of long ones.
+        is_again: measure also what is there already; an interrupted one goes on where it was.
+        folder: for everything big; ignored by git.
+        results: the file of results.
+    """
+
+    part: str
+    is_quick: bool = False
+    is_again: bool = False
+    folder: Path = field(default=ROOT / "science")
+    results: Path = field(default=RESULTS)
+
+    def pick(self, whole: Any, quick: Any) -> Any:
+        """A length or number, as long or short runs want it."""
+        return quick if self.is_quick else whole
+
+    def folder_of(self, name: str) -> Path:
+        """Where the measurement of this name works."""
+        base = self.folder / "quick" if self.is_quick else self.folder
+        return base / self.part / name
+
+    def measure(
+        self, name: str, settings: Mapping[str, Any], compute: Callable[[Path], Mapping[str, Any]]
+    ) -> Record | None:
+        """Measure something once, and write down what came out.
+
+        Args:
+            name: of the record; another record of that name is replaced.
+            settings: all that the result depends on, the seed among it; JSON-able. The folder is emptied where it was
+                left by other settings.
+            compute: gets the folder, in which it finds what an interrupted call had left, and returns the values,
+                JSON-able.
+
+        Returns:
+            The record; None where a quick run left the record of a long one as it is, without measuring.
+        """
+        known = load_records(self.part, self.results).get(name)
+        settings = json.loads(json.dumps(settings))
+        if known is not None and self.is_quick and not known["is_quick"]:
+            say(f"{self.part}: {name} is there already, from a long run")
+            return None
+        is_same = known is not None and known["settings"] == settings and known["is_quick"] == self.is_quick
+        if is_same and (not self.is_again or self._again(name) == _DONE):
+            say(f"{self.part}: {name} is there already")
+            return known
+        say(f"{self.part}: {name} …")
+        if self.is_again and self._again(name) != _BEGUN:
+            shutil.rmtree(self.folder_of(name), ignore_errors=True)
+        folder = self.ready(name, settings)
+        if self.is_again:
+            (folder / _AGAIN).write_text(_BEGUN, encoding="utf-8")
+        with _stopwatch(folder / "seconds.json"):
+            values = compute(folder)
+        seconds = json.loads((folder / "seconds.json").read_text(encoding="utf-8"))
+        record = {
+            "settings": settings,
+            **json.loads(json.dumps(values, default=_plain)),
+            "seconds": round(seconds, 1),
+            "is_quick": self.is_quick,
+            **records.provenance(),
+        }
+        self._write(name, record)
+        if self.is_again:
+            (folder / _AGAIN).write_text(_DONE, encoding="utf-8")
+        return record
+
+    def ready(self, name: str, settings: Mapping[str, Any]) -> Path:
+        """The folder of a measurement, made where there is none, emptied where other settings had left something."""
+        folder, settings = self.folder_of(name), json.loads(json.dumps(settings))
+        if folder.exists() and _settings_of(folder) != settings:
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _SETTINGS).write_text(json.dumps(settings, indent=2), encoding="utf-8")
+        return folder
+
+    def is_taken(self, name: str, settings: Mapping[str, Any]) -> bool:
+        """Whether the record or the folder of this name is of other settings."""
+        known, folder = load_records(self.part, self.results).get(name), self.folder_of(name)
+        settings = json.loads(json.dumps(settings))
+        return (known is not None and known["settings"] != settings) or (
+            folder.exists() and _settings_of(folder) != settings
+        )
+
+    def finish(self) -> None:
+        """Forget what was measured again: the next `--again` begins anew."""
+        for mark in self.folder_of("").glob(f"*/{_AGAIN}"):
+            mark.unlink()
+
+    def _again(self, name: str) -> str:
+        """How far an unfinished `--again` has come with this name; empty where it has not come to it."""
+        mark = self.folder_of(name) / _AGAIN
+        return mark.read_text(encoding="utf-8") if mark.exists() else ""
+
+    def _write(self, name: str, record: Record) -> None:
+        """Put a record into the file of results, in place of another of its name."""
+        found = {**load_records(self.part, self.results), name: record}
+        self.results.mkdir(parents=True, exist_ok=True)
+        path, new = self.results / f"{self.part}.json", self.results / f"{self.part}.json.new"
+        new.write_text(_readable({k: found[k] for k in sorted(found)}) + "\n", encoding="utf-8")
+        new.replace(path)
+
+
+def load_records(part: str, results: Path = RESULTS) -> dict[str, Record]:
+    """What was measured for a part, by name; empty before the first measurement."""
+    path = results / f"{part}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _readable(value: Any, indent: int = 0) -> str:
+    """JSON with a line for each entry, and lists of numbers on one line."""
+    space = " " * (indent + 2)
+    if isinstance(value, dict) and value:
+        rows = (f"{space}{json.dumps(k)}: {_readable(v, indent + 2)}" for k, v in value.items())
+        return "{\n" + ",\n".join(rows) + "\n" + " " * indent + "}"
+    if isinstance(value, list) and any(isinstance(v, dict | list) for v in value):
+        return "[\n" + ",\n".join(space + _readable(v, indent + 2) for v in value) + "\n" + " " * indent + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of numpy as JSON has them; curves with seven digits."""
+    if isinstance(value, np.ndarray):
+        return [float(f"{x:.7g}") for x in value] if value.ndim == 1 and value.dtype.kind == "f" else value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{value!r} does not go into JSON")
+
+
+def _settings_of(folder: Path) -> Any:
+    """Of what is in the folder of a measurement; None where nobody says."""
+    path = folder / _SETTINGS
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+@contextmanager
+def _stopwatch(path: Path) -> Iterator[None]:
+    """Add the time spent to the number in a file, also when it ends by an error or Ctrl-C."""
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else 0.0
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        path.write_text(json.dumps(before + time.monotonic() - began), encoding="utf-8")
+
+
+def identity(model: Path) -> dict[str, str]:
+    """What settings say of a model file: its name, and by its bytes which one it is."""
+    path = model.resolve()
+    name = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+    return {"model": name, "model_sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
+
+
+def say(text: str) -> None:
+    """Tell the user what is going on."""
+    print(time.strftime("%H:%M:%S"), text, flush=True)
+
+
+def optional(package: str, extra: str) -> Any:
+    """Import a package that not every installation has.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ConfigError(f"this part needs {package}; run: pip install '{extra}'") from error
+
+
+# Data that are not ours and not in the repository.
+
+_ORIGINS: Final = {
+    "water": "DeePMD-kit's repository (deepmodeling/deepmd-kit), examples/water/data: data_0 … data_3",
+    "ethanol": "davkovacs/BOTNet-datasets on GitHub, dataset_ethanol: train.xyz, test_MD.xyz",
+    "3bpa": "davkovacs/BOTNet-datasets on GitHub, dataset_3BPA: train_300K.xyz, train_mixedT.xyz",
+}
+
+
+class MissingData(ConfigError):
+    """A public data set is not there."""
+
+
+def data(name: str) -> Path:
+    """The folder of a public data set, `$DPSERVER_SHARED/data/NAME`, or `science/data/NAME` in the repository.
+
+    Raises:
+        MissingData: there is none; the message says where to get it.
+    """
+    base = Path(os.environ.get("DPSERVER_SHARED") or ROOT / "science").resolve()
+    folder = base / "data" / name
+    if not folder.is_dir():
+        raise MissingData(
+            f"this part needs the public data set {name} in {folder}: {_ORIGINS[name]}. Put it there, or name another "
+            "folder with DPSERVER_SHARED=FOLDER, which holds data/"
+        )
+    return folder
+
+
+@dataclass(frozen=True, eq=False)
+class System:
+    """Labelled frames of one composition, from a folder in DeePMD's npy format.
+
+    Attributes:
+        symbols: of each atom.
+        types: (n_atoms,).
+        positions: (n_frames, n_atoms, 3), Å.
+        cells: lattice vectors as rows, (n_frames, 3, 3), Å.
+        energy: (n_frames,), eV.
+        forces: (n_frames, n_atoms, 3), eV/Å.
+    """
+
+    symbols: tuple[str, ...]
+    types: Ints
+    positions: Floats
+    cells: Floats
+    energy: Floats
+    forces: Floats
+
+
+def read_system(folder: Path) -> System:
+    """Read all sets of a system."""
+    types = np.loadtxt(folder / "type.raw", dtype=np.int64)
+    names = (folder / "type_map.raw").read_text(encoding="utf-8").split()
+    sets = sorted(folder.glob("set.*"))
+
+    def column(name: str) -> Floats:
+        return np.concatenate([np.load(s / f"{name}.npy") for s in sets]).astype(np.float64)
+
+    energy = column("energy").reshape(-1)
+    n = len(energy)
+    return System(
+        tuple(names[t] for t in types),
+        types,
+        column("coord").reshape(n, -1, 3),
+        column("box").reshape(n, 3, 3),
+        energy,
+        column("force").reshape(n, -1, 3),
+    )
+
+
+# Training and testing, by the same commands that users have.
+
+
+def dpserver(*arguments: str | Path, cwd: Path | None = None, log: Path | None = None) -> str:
+    """Run a command of dpserver and return what it prints.
+
+    Args:
+        arguments: of the command line.
+        cwd: where to run.
+        log: file that is given the output instead; then the answer is empty.
+
+    Raises:
+        DPServerError: it failed; the message ends with its last words.
+    """
+    command = [sys.executable, "-m", "dpserver", *map(str, arguments)]
+    if log is None:
+        asked = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+        status, output, words = asked.returncode, asked.stdout, asked.stderr
+    else:
+        with log.open("ab") as stream:
+            process = subprocess.Popen(
+                command, cwd=cwd, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            status = _wait(process)
+        output, words = "", log.read_text(encoding="utf-8", errors="replace")
+    if status:
+        raise DPServerError(f"dpserver {arguments[0]} left with status {status}: {last_words(words)}")
+    return output
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """The status of a process; an interruption is passed on, so that it can save what it has."""
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        try:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE)
+        finally:
+            process.kill()
+            process.wait()
+        raise
+
+
+def last_words(text: str, n: int = 3) -> str:
+    """The last lines of a log, in one line."""
+    return " | ".join([line.strip() for line in text.splitlines() if line.strip()][-n:]) or "not a word"
+
+
+def train(folder: Path, config: Mapping[str, Any], threads: int | None = None) -> Path:
+    """Train by `dpserver train`, on from the newest checkpoint where an earlier call was interrupted.
+
+    Args:
+        folder: where checkpoints, learning curve and model go.
+        config: the training input, its paths absolute.
+        threads: CPU threads.
+
+    Returns:
+        The model file; `lcurve.out` lies beside it.
+
+    Raises:
+        DPServerError: training failed.
+    """
+    model = folder / "w.pt"
+    if model.exists():
+        return model
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "input.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    restart = ("--restart", "model.ckpt") if any(folder.glob("model.ckpt*")) else ()
+    count = () if threads is None else ("--threads", str(threads))
+    dpserver("train", "input.json", "-o", "w.pt", *restart, *count, cwd=folder, log=folder / "train.log")
+    if not model.exists():
+        raise DPServerError(f"the training in {folder} was interrupted; run the same command again to go on")
+    return model
+
+
+def errors(model: Path, *systems: Path) -> dict[str, float]:
+    """Errors of a model on labelled data, by `dpserver test`.
+
+    Returns:
+        `energy_mae`, `energy_rmse` in meV/atom, `force_mae`, `force_rmse` in meV/Å.
+    """
+    found = json.loads(dpserver("test", model, *systems, "--json"))["overall"]
+    return {
+        f"{ours}_{measure}": 1e3 * found[theirs][measure]
+        for ours, theirs in (("energy", "energy_per_atom"), ("force", "force"))
+        for measure in ("mae", "rmse")
+    }
+
+
+def read_lcurve(path: Path) -> dict[str, Floats]:
+    """A learning curve as columns by name, such as `step`, `rmse_f_val`; meV are not used there, but eV and Å."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    names = next(line for line in lines if line.startswith("#")).strip("# ").split()
+    rows = [line.split() for line in lines if line and not line.startswith("#")]
+    table = np.array([row for row in rows if len(row) == len(names)], dtype=np.float64).reshape(-1, len(names))
+    return dict(zip(names, table.T, strict=True))
+
+
+# Pages.
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One line of the index: what is claimed, what came out, and how its data differ from the paper's.
+
+    Attributes:
+        text: the claim, Markdown.
+        result: what came out; `NOT_MEASURED` where nothing has.
+        difference: what differs from the paper in data, sample size or length.
+        is_reached: whether the claim holds by what came out; None where there is nothing to tell by.
+    """
+
+    text: str
+    result: str
+    difference: str = ""
+    is_reached: bool | None = None
+
+
+NOT_MEASURED: Final = "not measured yet"
+QUICK: Final = "; from a quick run"
+
+
+def holds(condition: bool, *records: Record) -> bool | None:
+    """Whether a claim holds by records; None where one of them is from a quick run, by which nothing is judged."""
+    return None if any(r["is_quick"] for r in records) else bool(condition)
+
+
+def quick_note(*records: Record) -> str:
+    """A word for the index where records are from a quick run."""
+    return QUICK if any(r["is_quick"] for r in records) else ""
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in Markdown; empty without rows."""
+    if not rows:
+        return ""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n"
+
+
+def number(value: float | None, digits: int = 3, error: float | None = None) -> str:
+    """A number for a page, with its standard error where there is one: `3.6 ± 1.2`, `1.2·10⁻⁷`, `–` for none."""
+    if value is None or not np.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    if error is not None and np.isfinite(error) and error > 1e-6 * abs(value):
+        places = max(0, 1 - int(np.floor(np.log10(error))))
+        return f"{value:.{places}f} ± {error:.{places}f}"
+    if not 1e-3 <= abs(value) < 1e5:
+        mantissa, exponent = f"{value:.{max(digits - 1, 0)}e}".split("e")
+        return f"{mantissa}·10{str(int(exponent)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
+    places = max(0, digits - 1 - int(np.floor(np.log10(abs(value)))))
+    return f"{value:.{places}f}"
+
+
+def origin(*found: Record | None) -> str:
+    """A paragraph that says how, when and where records were made."""
+    those = [r for r in found if r is not None]
+    if not those:
+        return f"*{NOT_MEASURED.capitalize()}.*\n"
+    dates = sorted({r["date"] for r in those})
+    seeds = sorted({str(r["settings"]["seed"]) for r in those if "seed" in r["settings"]})
+    versions = dict(item for r in those for item in r["versions"].items())
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    parts = [
+        f"{when}, {' / '.join(sorted({r['machine'] for r in those}))}",
+        f"{sum(r['seconds'] for r in those) / 60:.0f} min in all",
+        *([f"seed {', '.join(seeds)}"] if seeds else []),
+        ", ".join(f"{k} {v}" for k, v in versions.items()),
+    ]
+    note = " **Some are from a quick run, to see that it works: too short to judge by.**"
+    return f"*{'; '.join(parts)}.*{note if any(r['is_quick'] for r in those) else ''}\n"
+
+
+def new_figure(*, columns: int = 1, rows: int = 1, size: tuple[float, float] = (7.4, 3.0)) -> tuple[Any, Any]:
+    """A figure in the style of this house, and its panels, (rows, columns)."""
+    matplotlib = optional("matplotlib", "dpserver[plot]")
+    figure_module = optional("matplotlib.figure", "dpserver[plot]")
+    style = {
+        "font.size": 8.5,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.7,
+        "lines.linewidth": 1.3,
+        "legend.frameon": False,
+        "mathtext.fontset": "dejavusans",
+    }
+    with matplotlib.rc_context(style):
+        figure = figure_module.Figure(figsize=size, dpi=160, layout="constrained")
+        return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def save_figure(figure: Any, name: str) -> str:
+    """Write a figure into docs/images/science and return the Markdown path that a page uses."""
+    for axes in figure.axes:
+        axes.title.set_fontsize(9)
+        if (legend := axes.get_legend()) is not None:
+            legend.set_frame_on(False)
+            for text in legend.get_texts():
+                text.set_fontsize(min(text.get_fontsize(), 7.5))
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    figure.savefig(IMAGES / f"{name}.png", metadata={"Software": None})
+    return f"../images/science/{name}.png"
