@@ -189,7 +189,7 @@ def test_all_ranks_leave_the_energies_of_atoms_out(monkeypatch, tmp_path):
     file.write_text("a model")
     service = ranks.service_of("cpu", None, 1, "deepmd", file)
     place = Place(1, "here", os.getpid(), 0, 1, (0, 1))
-    with ranks.loaded(None, service) as (model, _):
-        results = [m.evaluate(structures.cubic()) for m in (model, ranks._load(b"", service, place, [place, place]))]
+    with ranks.loaded(None, service) as (model, *_):
+        results = [m.evaluate(structures.cubic()) for m in (model, ranks._load([b""], service, place, [place, place]))]
     for result in results:
         assert np.isnan(result.atom_energy).all()
