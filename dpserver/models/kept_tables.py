@@ -99,8 +99,8 @@ class KeptTables:
                 "end": pair.end,
                 "width": pair.intervals.width,
                 "error": list(astuple(pair.error)),
-                "parts": torch.from_numpy(pair.intervals.parts),
-                "coefficients": torch.from_numpy(pair.intervals.coefficients),
+                "parts": torch.from_numpy(np.ascontiguousarray(pair.intervals.parts)),
+                "coefficients": torch.from_numpy(np.ascontiguousarray(pair.intervals.coefficients)),
             }
             for pair in self.pairs
         ]

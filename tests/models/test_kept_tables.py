@@ -243,3 +243,15 @@ def test_a_model_without_tables_is_told_apart() -> None:
     potential = Potential(dpserver.models.config.parse(dpserver.models.config.ModelConfig, LOCAL_FRAME))
     with pytest.raises(ConfigError, match="a model with the descriptor loc_frame is evaluated without tables"):
         kept_tables.make(potential, TABLE_ERROR)
+
+
+@pytest.mark.parametrize("name", ["w.pt", "committee.pt"])
+def test_a_shipped_model_is_read_with_its_tables(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shipped, output = Path(__file__).parents[2] / "examples" / "water" / name, tmp_path / "with.pt"
+    run(monkeypatch, "tabulate", shipped, "-o", output)
+    frames = structures.cubic()
+    bare, kept = (dpserver.load(path, device="cpu").evaluate(frames) for path in (shipped, output))
+    assert (bare.forces == kept.forces).all()
+    assert "anew" not in caplog.text

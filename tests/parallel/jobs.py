@@ -69,6 +69,15 @@ class Job:
                     found[int(environment["PMI_RANK"])] = pid
         return found
 
+    def are_gone(self, limit: float) -> bool:
+        """Whether all ranks end within so many seconds; the launcher may be a moment ahead of those it has killed."""
+        end = time.monotonic() + limit
+        while self.ranks():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.02)
+        return True
+
     @staticmethod
     def _stands_by(pid: int) -> bool:
         """Whether the parent is a process of the same program, which stands by."""

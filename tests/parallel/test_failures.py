@@ -76,7 +76,7 @@ def check_end(job: Job, rank: int, cause: str, code: int = 5) -> None:
     assert int(found[0][0]) == rank, job.said
     assert cause in found[0][1], job.said
     assert "Traceback" not in job.said
-    assert not job.ranks()
+    assert job.are_gone(LIMIT), job.said
 
 
 @pytest.mark.parametrize(("event", "rank"), [("kill-at-start", 0), ("kill-at-start", 2), ("kill-when-met", 1)])
@@ -122,7 +122,7 @@ def test_killed_while_another_is_at_work_for_long(tmp_path):
         job.wait_for(lambda: "evaluating" in job.said)
         os.kill(job.ranks()[2], signal.SIGKILL)
         assert job.wait(LIMIT) == 5, job.said
-        assert not job.ranks()
+        assert job.are_gone(LIMIT), job.said
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_failed_while_rank_0_is_at_work_for_long(tmp_path):
         time.sleep(1.5)
         os.kill(leader, signal.SIGCONT)
         assert job.wait(LIMIT) == 5, job.said
-        assert not job.ranks()
+        assert job.are_gone(LIMIT), job.said
 
 
 @pytest.mark.parametrize("event", ["refuse", "memory"])
@@ -160,7 +160,7 @@ def test_a_refused_structure_ends_nothing(tmp_path, event):
             assert ask(line)
         assert job.wait(LIMIT) == 4, job.said  # with --once; all in step to the end
         assert ("not this one" in job.said) == (event == "refuse"), job.said
-        assert not job.ranks()
+        assert job.are_gone(LIMIT), job.said
 
 
 @pytest.mark.parametrize(
@@ -173,4 +173,4 @@ def test_asked_to_stop_all_leave_in_good_order(tmp_path, number, whom):
         assert line.is_closed()
         assert job.wait(LIMIT) == 0, job.said
         assert "Traceback" not in job.said
-        assert not job.ranks()
+        assert job.are_gone(LIMIT), job.said
