@@ -16,19 +16,18 @@ The energy and its forces are continuous at the cutoff; the derivatives of the f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dpserver.kernels.segments import Segments, sum_outer
 from dpserver.models.config import BehlerParrinelloConfig
-from dpserver.models.description import Description
 from dpserver.models.graph import Graph
 from dpserver.models.memory import check_room
+from dpserver.models.standardised import StandardisedDescriptor
 
 _MANY: Final = 2_000_000
 """Pairs of neighbours from which on the memory is looked at first."""
@@ -53,7 +52,7 @@ class Triples:
     segments: Segments
 
 
-class BehlerParrinello(nn.Module):
+class BehlerParrinello(StandardisedDescriptor):
     """The descriptor D of every atom.
 
     Args:
@@ -61,49 +60,20 @@ class BehlerParrinello(nn.Module):
         n_species: number of species.
 
     Attributes:
-        rcut: cutoff radius, Å.
         pairs: species of neighbours of each block of angular functions, (a, b) with a ≤ b.
-        n_features: size of D, the same for all species.
-        n_channels: number of directions beside D: none.
-        davg: mean of D per centre species, (n_species, n_features), float64.
-        dstd: standard deviation, (n_species, n_features), float64.
+        reaches: the different η of the angular functions.
+        angles: their different (λ, ζ).
+        places: of each angular function, among these.
     """
 
-    davg: Tensor
-    dstd: Tensor
-
     def __init__(self, config: BehlerParrinelloConfig, n_species: int) -> None:
-        super().__init__()
+        pairs = [(a, b) for a in range(n_species) for b in range(a, n_species)] if config.angular else []
+        super().__init__(n_species, config.rcut, n_species * len(config.radial) + len(pairs) * len(config.angular))
         self.config = config
-        self.n_species = n_species
-        self.rcut = config.rcut
-        self.pairs = [(a, b) for a in range(n_species) for b in range(a, n_species)] if config.angular else []
-        self.n_features = n_species * len(config.radial) + len(self.pairs) * len(config.angular)
-        self.n_channels = 0
-        self._reaches = sorted({eta for eta, _, _ in config.angular})
-        self._angles = sorted({(sign, zeta) for _, sign, zeta in config.angular})
-        self._places = [
-            self._reaches.index(eta) * len(self._angles) + self._angles.index((sign, zeta))
-            for eta, sign, zeta in config.angular
-        ]
-        self.register_buffer("davg", torch.zeros(n_species, self.n_features, dtype=torch.float64))
-        self.register_buffer("dstd", torch.ones(n_species, self.n_features, dtype=torch.float64))
-
-    def forward(self, graph: Graph, r_ij: Tensor) -> list[Description]:
-        """Describe the atoms of each species.
-
-        Args:
-            graph: the batch.
-            r_ij: vectors of its edges, (n_edges, 3), Å.
-
-        Returns:
-            For each species, the descriptors of its atoms, in the order of `graph.atoms`.
-
-        Raises:
-            MemoryError: there is no room for all triples of atoms, on a CPU.
-        """
-        raw = self.environment(graph, r_ij)
-        return [Description((d - self.davg[c]) / self.dstd[c]) for c, d in enumerate(raw)]
+        self.pairs = pairs
+        self.reaches = sorted({eta for eta, _, _ in config.angular})
+        self.angles = sorted({(sign, zeta) for _, sign, zeta in config.angular})
+        self.places = [(self.reaches.index(eta), self.angles.index((sign, zeta))) for eta, sign, zeta in config.angular]
 
     def environment(self, graph: Graph, r_ij: Tensor) -> list[Tensor]:
         """D before standardisation: for each species, (atoms of it, n_features)."""
@@ -122,28 +92,12 @@ class BehlerParrinello(nn.Module):
         """f(R), from 1 at 0 to 0 at the cutoff."""
         return 0.5 * (1 + torch.cos(math.pi / self.rcut * distance.clamp(max=self.rcut)))
 
-    @torch.no_grad()
-    def fit_normalisation(self, graphs: Iterable[Graph], protect: float) -> None:
-        """Set davg and dstd to the moments of each feature of D over the atoms of each species.
+    def smallest_deviation(self, square: Tensor, protect: float) -> Tensor:
+        """A share of a feature's own root mean square, for features differ in size by orders of magnitude.
 
-        Features differ in size by orders of magnitude, so that the smallest deviation is a share of a feature's own
-        root mean square; nor is it below the square of that share, lest the mere tail of a function counts for much.
-
-        Args:
-            graphs: representative batches.
-            protect: the share.
+        Nor is it below the square of that share, lest the mere tail of a function counts for much.
         """
-        sums, squares = torch.zeros_like(self.davg), torch.zeros_like(self.davg)
-        n_atoms = self.davg.new_zeros(self.n_species, 1)
-        for graph in graphs:
-            for centre, raw in enumerate(self.environment(graph, graph.vectors())):
-                sums[centre] += raw.sum(dim=0)
-                squares[centre] += (raw**2).sum(dim=0)
-                n_atoms[centre] += len(raw)
-        mean, square = sums / n_atoms.clamp(min=1), squares / n_atoms.clamp(min=1)
-        smallest = (protect * square.sqrt()).clamp(min=protect**2)
-        self.davg.copy_(mean)
-        self.dstd.copy_((square - mean**2).clamp(min=0).sqrt().maximum(smallest))
+        return (protect * square.sqrt()).clamp(min=protect**2)
 
     def _radial(self, graph: Graph, distance: Tensor, weight: Tensor, centre: int, neighbour: int) -> Tensor:
         """G2 of one species of neighbours, (atoms of the centre's, functions)."""
@@ -164,10 +118,10 @@ class BehlerParrinello(nn.Module):
         cosine = (u * v).sum(dim=-1) / (r_u * r_v)
         weights = weight[first] * weight[second] * self.cutoff(r_uv)
         squares = r_u**2 + r_v**2 + r_uv**2
-        reaches = weights[:, None] * torch.exp(-squares[:, None] * squares.new_tensor(self._reaches))
-        angles = [2.0 ** (1 - zeta) * (1 + sign * cosine) ** zeta for sign, zeta in self._angles]
+        reaches = weights[:, None] * torch.exp(-squares[:, None] * squares.new_tensor(self.reaches))
+        angles = [2.0 ** (1 - zeta) * (1 + sign * cosine) ** zeta for sign, zeta in self.angles]
         summed = sum_outer(triples.segments, reaches, torch.stack(angles, dim=1))
-        return summed.flatten(1)[:, self._places]
+        return summed.flatten(1)[:, [reach * len(self.angles) + angle for reach, angle in self.places]]
 
     def _triples(self, graph: Graph, r_ij: Tensor, species: tuple[int, int, int]) -> Triples:
         """The triples around centres of one species with neighbours of two."""
@@ -209,7 +163,7 @@ class BehlerParrinello(nn.Module):
         n_neighbours = torch.bincount(graph.centre, minlength=1)
         n_pairs = int((n_neighbours * (n_neighbours - 1) // 2).sum())
         if n_pairs > _MANY:
-            numbers = _NUMBERS + 8 * len(self._angles) + 8 * len(self._reaches)
+            numbers = _NUMBERS + 8 * len(self.angles) + 8 * len(self.reaches)
             check_room(8.0 * n_pairs * numbers, f"evaluating {n_pairs} pairs of neighbours")
 
 

@@ -14,84 +14,35 @@ The cutoff is sharp, and the energy jumps where two neighbours change places in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 
 from dpserver.errors import StructureError
 from dpserver.kernels.layout import COLINEAR
 from dpserver.models.config import LocFrameConfig
-from dpserver.models.description import Description
 from dpserver.models.graph import Block, Graph
+from dpserver.models.standardised import StandardisedDescriptor
 
 
-class LocFrame(nn.Module):
+class LocFrame(StandardisedDescriptor):
     """The descriptor D of every atom.
 
     Args:
         config: numbers of neighbours, cutoff and axis rules.
         n_species: number of species.
-
-    Attributes:
-        rcut: cutoff radius, Å.
-        n_features: size of D, the same for all species.
-        n_channels: number of directions beside D: none.
-        davg: mean of D per centre species, (n_species, n_features), float64.
-        dstd: standard deviation, (n_species, n_features), float64.
     """
 
-    davg: Tensor
-    dstd: Tensor
-
     def __init__(self, config: LocFrameConfig, n_species: int) -> None:
-        super().__init__()
+        super().__init__(n_species, config.rcut, 4 * sum(config.sel_a) + sum(config.sel_r))
         self.config = config
-        self.n_species = n_species
-        self.rcut = config.rcut
-        self.n_features = 4 * sum(config.sel_a) + sum(config.sel_r)
-        self.n_channels = 0
-        self.register_buffer("davg", torch.zeros(n_species, self.n_features, dtype=torch.float64))
-        self.register_buffer("dstd", torch.ones(n_species, self.n_features, dtype=torch.float64))
 
-    def forward(self, graph: Graph, r_ij: Tensor) -> list[Description]:
-        """Describe the atoms of each species.
-
-        Args:
-            graph: the batch.
-            r_ij: vectors of its edges, (n_edges, 3), Å.
-
-        Returns:
-            For each species, the descriptors of its atoms, in the order of `graph.atoms`.
+    def environment(self, graph: Graph, r_ij: Tensor) -> list[Tensor]:
+        """D before standardisation: for each species, (atoms of it, n_features), 1/Å.
 
         Raises:
             StructureError: an atom has no neighbour, or no two off one line, to span its frame.
         """
-        raw = self.environment(graph, r_ij)
-        return [Description((d - self.davg[c]) / self.dstd[c]) for c, d in enumerate(raw)]
-
-    def environment(self, graph: Graph, r_ij: Tensor) -> list[Tensor]:
-        """D before standardisation: for each species, (atoms of it, n_features), 1/Å."""
         return [self._describe(graph, r_ij, centre) for centre in range(self.n_species)]
-
-    @torch.no_grad()
-    def fit_normalisation(self, graphs: Iterable[Graph], protect: float) -> None:
-        """Set davg and dstd to the moments of each feature of D over the atoms of each species.
-
-        Args:
-            graphs: representative batches.
-            protect: smallest deviation, 1/Å.
-        """
-        sums, squares = torch.zeros_like(self.davg), torch.zeros_like(self.davg)
-        n_atoms = self.davg.new_zeros(self.n_species, 1)
-        for graph in graphs:
-            for centre, raw in enumerate(self.environment(graph, graph.vectors())):
-                sums[centre] += raw.sum(dim=0)
-                squares[centre] += (raw**2).sum(dim=0)
-                n_atoms[centre] += len(raw)
-        mean, square = sums / n_atoms.clamp(min=1), squares / n_atoms.clamp(min=1)
-        self.davg.copy_(mean)
-        self.dstd.copy_((square - mean**2).clamp(min=0).sqrt().clamp(min=protect))
 
     def _describe(self, graph: Graph, r_ij: Tensor, centre: int) -> Tensor:
         """D of the atoms of one species, before standardisation."""

@@ -172,9 +172,6 @@ class _Clock:
 def functions_of(descriptor: BehlerParrinello) -> Functions:
     """The functions of a descriptor as the kernels take them."""
     config, n_species = descriptor.config, descriptor.n_species
-    reaches = sorted({eta for eta, _, _ in config.angular})
-    angles = sorted({(sign, zeta) for _, sign, zeta in config.angular})
-    places = [(reaches.index(eta), angles.index((sign, zeta))) for eta, sign, zeta in config.angular]
     first: Ints = np.zeros((n_species, n_species), dtype=np.int64)
     for k, (a, b) in enumerate(descriptor.pairs):
         first[a, b] = first[b, a] = n_species * len(config.radial) + k * len(config.angular)
@@ -182,9 +179,9 @@ def functions_of(descriptor: BehlerParrinello) -> Functions:
         float(config.rcut),
         n_species,
         np.array(config.radial, dtype=np.float64),
-        np.array(reaches, dtype=np.float64),
-        np.array(angles, dtype=np.int64).reshape(-1, 2),
-        np.array(places, dtype=np.int64).reshape(-1, 2),
+        np.array(descriptor.reaches, dtype=np.float64),
+        np.array(descriptor.angles, dtype=np.int64).reshape(-1, 2),
+        np.array(descriptor.places, dtype=np.int64).reshape(-1, 2),
         first,
     )
 

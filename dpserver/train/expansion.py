@@ -14,6 +14,7 @@ The number of polynomials is such that the last ones do not matter; it grows as 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -142,8 +143,7 @@ class Expansion:
         self.closest = closest
         self.count = count
         self._room = Room() if room is None else room
-        self._structures: WeakKeyDictionary[Graph, _Structure] = WeakKeyDictionary()
-        self._taken: WeakKeyDictionary[Graph, finalize[[int], Graph]] = WeakKeyDictionary()
+        self._kept: WeakKeyDictionary[Graph, tuple[_Structure, finalize[[int], Graph]]] = WeakKeyDictionary()
         self._constants = {(c, k): self._constants_of(c, k) for c in range(len(closest)) for k in range(len(closest))}
 
     def fits(self) -> bool:
@@ -158,10 +158,9 @@ class Expansion:
 
     def forget(self) -> None:
         """Keep nothing of any graph any more, and give its room back."""
-        for release in list(self._taken.values()):
+        for _, release in list(self._kept.values()):
             release()
-        self._taken.clear()
-        self._structures.clear()
+        self._kept.clear()
 
     def __call__(self, graph: Graph, *, is_training: bool = False) -> Prediction:
         """Predict energies, forces and virials; see `Potential.forward`."""
@@ -200,19 +199,19 @@ class Expansion:
             ValueError: atoms are closer than what the polynomials are good for.
             StructureError: an atom has more neighbours of a species than `sel` holds.
         """
-        if graph in self._structures:
-            if self._structures[graph].count == self.count:
-                return self._structures[graph]
-            del self._structures[graph]
-            self._taken.pop(graph)()
+        if graph in self._kept:
+            structure, release = self._kept[graph]
+            if structure.count == self.count:
+                return structure
+            del self._kept[graph]
+            release()
         vectors = graph.vectors().numpy()
         blocks = self._blocks(graph, vectors)
         pairs = (graph.centre.numpy(), graph.neighbour.numpy(), graph.frame_idx.numpy())
         made = _Structure(vectors, pairs, graph.frames.n_frames, blocks, self._moments(graph, blocks), self.count)
         n_bytes = sum(m.nbytes for m in made.moments)
         if self._room.take(n_bytes):
-            self._structures[graph] = made
-            self._taken[graph] = finalize(graph, self._room.give, n_bytes)
+            self._kept[graph] = made, finalize(graph, self._room.give, n_bytes)
         return made
 
     def _describe(self, centre: int, moment: Tensor) -> Description:
@@ -240,7 +239,7 @@ class Expansion:
         for centre, neighbour in self._constants:
             size = self._of_net(centre, neighbour).abs()
             worst = max(worst, float(size[-_TAIL:].max() / size.max()))
-        return worst if math.isfinite(worst) else 0.0
+        return worst if math.isfinite(worst) else 0.0  # more polynomials are no help; the loss is not finite either
 
     def _moments(self, graph: Graph, blocks: Sequence[_Edges]) -> list[Tensor]:
         """A of the atoms of each species, (n, 4, n_species * count), float64."""
@@ -287,6 +286,7 @@ class Expansion:
         return np.array([config.rcut_smth, config.rcut, config.env_protection, *davg, *dstd, scale, -1 - scale * low])
 
 
+@functools.cache
 def _chebyshev(count: int) -> tuple[Floats, Floats]:
     """Nodes between -1 and 1, (count,), and what makes coefficients of values there, (count, count)."""
     angle = np.pi * (np.arange(count) + 0.5) / count
