@@ -47,7 +47,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--length", type=float, default=25.0, help="of each dynamics, ps [25]")
     parser.add_argument("--loc-frame", type=Path, help="a model [the one that the part water trains]")
     parser.add_argument(
-        "--loc-frame-steps", type=int, default=4000, help="of its training, if there is none yet [4000]"
+        "--loc-frame-steps",
+        type=int,
+        default=water_part.LONG,
+        help=f"of its training, if there is none yet [{water_part.LONG}]",
     )
     parser.add_argument(
         "--only", default="", help="only the measurements with this in their names, such as nve_se_e2_a"
@@ -86,7 +89,7 @@ def rough_model(experiment: Experiment, options: argparse.Namespace) -> Path | N
     if options.loc_frame is not None:
         return Path(options.loc_frame)
     try:
-        return water_part.model_of(experiment, "loc_frame", experiment.pick(options.loc_frame_steps, 20))
+        return water_part.rough_model(experiment, experiment.pick(options.loc_frame_steps, 20))
     except MissingData as error:
         say(f"smoothness: loc_frame is left out, since it cannot be trained: {error}")
         return None

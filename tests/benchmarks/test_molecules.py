@@ -23,7 +23,7 @@ def test_inputs_are_valid(molecule: str, kind: str) -> None:
 
 def record(**values: Any) -> dict[str, Any]:
     measured = {"frames": 1000, "energy_mae": 10.0, "force_mae": 40.0, "served_ms": 1.0, "batch_ms": 0.5}
-    about = {"seconds": 70.0, "test_seconds": 10.0, "date": "2026-01-01", "machine": "one", "versions": {}}
+    about = {"seconds": 70.0, "training_cpu_seconds": 60.0, "date": "2026-01-01", "machine": "one", "versions": {}}
     return {**measured, **about, "is_quick": False, "settings": {"seed": 1}, **values}
 
 

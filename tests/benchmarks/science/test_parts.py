@@ -133,7 +133,9 @@ def some_records(part: str, is_quick: bool) -> dict[str, dict[str, Any]]:
     return {
         "water": {
             **{f"{d}_{way}": one({"steps": 10}, **trained)
-               for d in ("loc_frame", "se_e2_a") for way in ("soap", "adam", "peer")},
+               for d in ("loc_frame", "se_e2_a") for way in ("adam", "peer")},
+            "loc_frame_soap_long": one({"steps": 20}, **trained),
+            "shipped": one({}, **trained),
             "reference": one(halves=[curves, curves], **curves),
             "liquid_330": one(**curves),
         },
@@ -252,7 +254,7 @@ def test_smoothness_leaves_loc_frame_out_without_data(
     assert all("se_e2_a" in name for name in names)
     assert capsys.readouterr().out.count("loc_frame is left out") == 1
     with pytest.raises(MissingData):
-        water.model_of(Experiment("smoothness", folder=tmp_path, results=tmp_path), "loc_frame", 10)
+        water.rough_model(Experiment("smoothness", folder=tmp_path, results=tmp_path), 10)
 
 
 def test_a_model_trained_with_other_settings_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,11 +267,11 @@ def test_a_model_trained_with_other_settings_is_not_taken(tmp_path: Path, monkey
     monkeypatch.setattr(common, "train", train)
     monkeypatch.setattr(water, "training", lambda folder, config, *_: {"model": train(folder, config)})
     asking = Experiment("smoothness", folder=tmp_path / "work", results=tmp_path / "results")
-    ten = water.model_of(asking, "loc_frame", 10)
-    assert ten == tmp_path / "work" / "water" / "loc_frame_soap" / "w.pt"
-    assert water.model_of(asking, "loc_frame", 20) == tmp_path / "work" / "smoothness" / "model_loc_frame" / "w.pt"
+    ten = water.rough_model(asking, 10)
+    assert ten == tmp_path / "work" / "water" / "loc_frame_soap_long" / "w.pt"
+    assert water.rough_model(asking, 20) == tmp_path / "work" / "smoothness" / "model_loc_frame" / "w.pt"
     assert ten.read_text(encoding="utf-8") == "10"
-    assert water.model_of(asking, "loc_frame", 10) == ten
+    assert water.rough_model(asking, 10) == ten
 
 
 def test_results_are_small_and_whole() -> None:
