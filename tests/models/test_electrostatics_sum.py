@@ -15,7 +15,8 @@ from dpserver.frames import Floats, Frames
 from dpserver.models import electrostatics_sum, memory
 from dpserver.models.config import ElectrostaticsConfig
 from dpserver.models.coulomb import SmearedCoulomb, half_space
-from dpserver.models.electrostatics_sum import ChargeSum, Interaction, _round_size
+from dpserver.models.electrostatics_mesh import round_size
+from dpserver.models.electrostatics_sum import ChargeSum, Interaction
 from dpserver.models.electrostatics_work import Box
 from dpserver.units import COULOMB
 from tests import structures
@@ -176,7 +177,7 @@ def test_sizes_of_meshes_are_the_next_products_of_2_3_and_5():
 
     products = np.array([n for n in range(8, 3000, 2) if is_product(n)])
     for least in range(1, 2500):
-        assert _round_size(least) == products[products >= least][0]
+        assert round_size(least) == products[products >= least][0]
 
 
 def test_the_waves_that_are_expected_are_those_there_are():
