@@ -29,6 +29,10 @@ _FEWEST_EDGES = 1 << 14
 """A list counts for as many at least: more than some hundred lists, however small, are not worth a look."""
 
 _MOST_BATCHES = 4
+_SOME = 8
+"""Atoms of a structure that are looked at first."""
+_LOOKS = 16
+"""Lists that hold no more, of which the one is found that a structure's simulation has used so far."""
 _SAME = 1.5
 """A structure whose atoms are all within so many skins of those of a list is a later one of the same simulation."""
 
@@ -98,6 +102,46 @@ class _List:
         return self.snapshot.compare(frame, rcut, reach, _SAME * (reach - rcut))
 
 
+class _Known:
+    """Lists of the same atoms, in order, and where some of the atoms were, for a first look at all of them."""
+
+    def __init__(self) -> None:
+        self._lists: list[_List] = []
+        self._seen = np.empty((0, 0, 3))
+        self._cells = np.empty((0, 3, 3))
+
+    def __len__(self) -> int:
+        return len(self._lists)
+
+    def __iter__(self) -> Iterator[_List]:
+        return iter(self._lists)
+
+    def __getitem__(self, place: int) -> _List:
+        return self._lists[place]
+
+    def put(self, entry: _List, place: int) -> None:
+        """Keep a list, instead of that at a place or at the end."""
+        n, seen = len(self._lists), _some(entry.snapshot.positions)
+        if n == len(self._seen):  # twice as much room, lest every list moves all others
+            self._seen = np.concatenate([self._seen.reshape(n, *seen.shape), np.zeros((n + 1, *seen.shape))])
+            self._cells = np.concatenate([self._cells, np.zeros((n + 1, 3, 3))])
+        self._lists[place : place + 1] = [entry]
+        self._seen[place], self._cells[place] = seen, entry.snapshot.cell
+
+    def keep(self, is_kept: Callable[[_List], bool]) -> None:
+        """Give up all other lists."""
+        places = [k for k, entry in enumerate(self._lists) if is_kept(entry)]
+        if len(places) < len(self._lists):
+            self._lists = [self._lists[k] for k in places]
+            self._seen, self._cells = self._seen[places], self._cells[places]
+
+    def moved_at_least(self, frame: Frames) -> Floats:
+        """How far some atom has moved at least since each list was made, squared, (n_lists,), Å²; 0 in another cell."""
+        found = np.zeros(len(self._lists))
+        _compare_some(np.ascontiguousarray(_some(frame.positions)), frame.cell[0], self._seen, self._cells, found)
+        return found
+
+
 class ListCache:
     """Neighbour lists with a skin.
 
@@ -127,7 +171,7 @@ class ListCache:
         self._workers = workers
         self._numbers = count()
         self._time = 0
-        self._lists: dict[_Key, list[_List]] = {}
+        self._lists: dict[_Key, _Known] = {}
         self._batches: OrderedDict[tuple[int, ...], Neighbourhood] = OrderedDict()
         self.n_built = 0
 
@@ -148,7 +192,7 @@ class ListCache:
         found, cursors = [], dict[_Key, int]()
         for frame in frames:
             key = (frame.types.tobytes(), frame.pbc.tobytes(), _ghosts(frame))
-            known = self._lists.setdefault(key, [])
+            known = self._lists.setdefault(key, _Known())
             place, before = self._search(known, frame, cursors.get(key, 0))
             if place is None:
                 place = self._build(known, frame, before)
@@ -169,14 +213,14 @@ class ListCache:
         while self._batches and (len(self._batches) >= _MOST_BATCHES or n_edges > self._max_edges):
             n_edges -= self._batches.popitem(last=False)[1].n_edges
 
-    def _search(self, known: Sequence[_List], frame: Frames, cursor: int) -> tuple[int | None, int | None]:
+    def _search(self, known: _Known, frame: Frames, cursor: int) -> tuple[int | None, int | None]:
         """Place of a list that holds for a frame, or else of the one that its simulation has used so far.
 
         That of the same place in the last batch is tried first, then those used of late: where several simulations have
         the same atoms, most of the others are of the past.
         """
         before, least = None, np.inf
-        for place in self._in_order(known, cursor):
+        for place in self._in_order(known, frame, cursor):
             holds, moved = known[place].compare(frame, self._rcut, self._reach)
             if holds:
                 return place, None
@@ -184,36 +228,44 @@ class ListCache:
                 before, least = place, moved
         return None, before
 
-    def _in_order(self, known: Sequence[_List], cursor: int) -> Iterator[int]:
-        """The places of lists, the most promising first."""
-        n, last_batch = len(known), self._time - 1
+    def _in_order(self, known: _Known, frame: Frames, cursor: int) -> Iterator[int]:
+        """The places of lists worth a look: first those that may hold, then the nearest of the others."""
+        n, last_batch, skin = len(known), self._time - 1, self._reach - self._rcut
         if cursor < n:
             yield cursor
-        order = sorted(range(n), key=lambda k: (-min(known[k].last_use, last_batch), (k - cursor) % n))
+        moved = known.moved_at_least(frame)
+        may_hold = moved <= skin**2 / 4
+        order = sorted(
+            np.flatnonzero(may_hold).tolist(), key=lambda k: (-min(known[k].last_use, last_batch), (k - cursor) % n)
+        )
         yield from (place for place in order if place != cursor)
+        others = np.flatnonzero(~may_hold & (moved <= (_SAME * skin) ** 2))
+        nearest = others[np.argsort(moved[others], kind="stable")][:_LOOKS]
+        yield from (place for place in nearest.tolist() if place != cursor)
 
-    def _build(self, known: list[_List], frame: Frames, place: int | None) -> int:
+    def _build(self, known: _Known, frame: Frames, place: int | None) -> int:
         """Make a list, at a place or else at the end; return where."""
         check_density(frame, self._rcut)
         rows = build_rows(frame, self._reach, self._n_species, self._room(), self._workers)
         entry = _List(next(self._numbers), Snapshot.take(frame), rows, self._time)
         self.n_built += 1
-        if place is None:
-            known.append(entry)
-            return len(known) - 1
-        known[place] = entry
+        place = len(known) if place is None else place
+        known.put(entry, place)
         return place
 
     def _forget(self) -> None:
         """Give up the lists that have not been used for longest, down to the edges that may be kept."""
-        idle = [(key, entry) for key, known in self._lists.items() for entry in known if entry.last_use < self._time]
-        n_edges = sum(entry.size for _, entry in idle)
+        idle = [entry for known in self._lists.values() for entry in known if entry.last_use < self._time]
+        n_edges = sum(entry.size for entry in idle)
         if n_edges > self._max_edges:
-            for key, entry in sorted(idle, key=lambda e: e[1].last_use):
-                self._lists[key].remove(entry)
+            given_up = set[int]()
+            for entry in sorted(idle, key=lambda e: e.last_use):
+                given_up.add(entry.number)
                 n_edges -= entry.size
                 if n_edges <= self._max_edges:
                     break
+            for known in self._lists.values():
+                known.keep(lambda entry: entry.number not in given_up)
         for key in [key for key, known in self._lists.items() if not known]:
             del self._lists[key]
 
@@ -225,6 +277,25 @@ def _ghosts(frame: Frames) -> bytes:
 
 def _offsets(sizes: Sequence[int]) -> Ints:
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+
+def _some(positions: Floats) -> Floats:
+    """Positions of a few atoms all over a structure."""
+    n = len(positions)
+    return positions if n <= _SOME else positions[np.linspace(0, n - 1, _SOME).astype(np.int64)]
+
+
+@jit
+def _compare_some(x: Floats, cell: Floats, seen: Floats, cells: Floats, found: Floats) -> None:
+    """The largest distance, squared, of an atom of x from where it is seen; 0 where the cell is another one."""
+    for k in range(len(found)):
+        is_same = True
+        for d in range(9):
+            is_same = is_same and cells[k, d // 3, d % 3] == cell[d // 3, d % 3]
+        if is_same:
+            for i in range(len(x)):
+                dx, dy, dz = x[i, 0] - seen[k, i, 0], x[i, 1] - seen[k, i, 1], x[i, 2] - seen[k, i, 2]
+                found[k] = max(found[k], dx * dx + dy * dy + dz * dz)
 
 
 @jit

@@ -196,6 +196,28 @@ def test_what_was_used_of_late_is_looked_at_before_what_is_of_the_past(monkeypat
     assert len(looks) <= 4
 
 
+def test_many_structures_of_the_same_atoms_are_not_all_compared_with_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pairs of molecules in all orientations: none is near enough to another for its list, but for the first atom."""
+    rng, n = np.random.default_rng(6), 200
+    mine = cache()
+    atoms = rng.normal(0.0, 2.0, (n, 6, 3))
+    atoms[:, 0] = 0.0
+    types, none = np.array([0, 1, 1, 0, 1, 1]), np.zeros((3, 3))
+    frames = [Frames.single(x, types, none) for x in atoms]
+    looks: list[object] = []
+    compare = _List.compare
+    monkeypatch.setattr(_List, "compare", lambda *args: looks.append(args) or compare(*args))
+    mine.find(Frames.concatenate(frames))
+    assert mine.n_built == n
+    assert len(looks) < 3 * n
+    looks.clear()
+    mine.find(Frames.concatenate(frames))
+    assert mine.n_built == n
+    assert len(looks) == n
+
+
 def test_simulations_of_the_same_atoms_that_take_turns_keep_their_lists() -> None:
     """Two runs of one system, whose steps do not fall together; each list gives its place to its own successor."""
     rng, mine = np.random.default_rng(4), cache()
