@@ -40,3 +40,7 @@ class LocalProtocolError(ProtocolError):
 
 class DeviceError(DPServerError):
     """The device asked for does not exist, is lost, or has no memory left for one structure."""
+
+
+class AbandonedError(DPServerError):
+    """Part of a structure that has no answer because another part has failed, which says why."""

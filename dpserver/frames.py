@@ -6,6 +6,7 @@ atom is. Units are Å, eV and eV/Å. Lattice vectors are the rows of `cell`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dpserver.errors import StructureError
+from dpserver.parts import Wholes
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -35,6 +37,7 @@ class Frames:
         aparam: parameters of each atom, (n_atoms, n_aparam), float64.
         names: number by which messages are to call each atom, that in the structure it is a part of, (n_atoms,), int64;
             None is its place in its frame.
+        wholes: what the frames are parts of, for terms of long range; None where no term asks.
     """
 
     positions: Floats
@@ -46,6 +49,7 @@ class Frames:
     fparam: Floats | None = None
     aparam: Floats | None = None
     names: Ints | None = None
+    wholes: Wholes | None = None
 
     @property
     def n_atoms(self) -> int:
@@ -130,6 +134,7 @@ class Frames:
             _joined([p.fparam for p in parts], "fparam"),
             _joined([p.aparam for p in parts], "aparam"),
             _joined_names(parts),
+            Wholes.joined([(p.wholes, p.n_frames) for p in parts]),
         )
 
     def __getitem__(self, frame: int) -> Frames:
@@ -156,6 +161,7 @@ class Frames:
             None if self.fparam is None else self.fparam[start:stop],
             None if self.aparam is None else self.aparam[lo:hi],
             None if self.names is None else self.names[lo:hi],
+            None if self.wholes is None else self.wholes.part(start, stop),
         )
 
     def __iter__(self) -> Iterator[Frames]:
@@ -189,11 +195,7 @@ class Frames:
         if wrong.any():
             atom = int(np.flatnonzero(wrong)[0])
             raise StructureError(f"atom {atom} has type {self.types[atom]}; the model knows 0 to {n_species - 1}")
-        # All at once; one by one only those that look singular, and those with open directions.
-        rows = _scaled(self.cell)
-        volume, product = np.abs(np.linalg.det(rows)), np.linalg.norm(rows, axis=2).prod(axis=1)
-        for k in np.flatnonzero(~self.pbc.all(axis=1) | (volume <= 2e-6 * product)):
-            _check_cell(self.cell[k][self.pbc[k]])
+        _check_cells(self.cell.tobytes(), self.pbc.tobytes())
 
 
 def _joined_ghosts(parts: Sequence[Frames]) -> Bools | None:
@@ -243,6 +245,22 @@ def _scaled(vectors: Floats) -> Floats:
     """Divide each vector by its largest component, so that no product of them is too large for a number."""
     largest = np.abs(vectors).max(axis=-1, keepdims=True)
     return vectors / np.where(largest == 0.0, 1.0, largest)
+
+
+@functools.lru_cache(maxsize=64)
+def _check_cells(cell: bytes, pbc: bytes) -> None:
+    """Refuse singular cells of frames; those of most simulations stay what they are, and are looked at once.
+
+    Args:
+        cell: lattice vectors, (n_frames, 3, 3).
+        pbc: periodic directions, (n_frames, 3).
+    """
+    cells, periodic = np.frombuffer(cell).reshape(-1, 3, 3), np.frombuffer(pbc, dtype=bool).reshape(-1, 3)
+    # All at once; one by one only those that look singular, and those with open directions.
+    rows = _scaled(cells)
+    volume, product = np.abs(np.linalg.det(rows)), np.linalg.norm(rows, axis=2).prod(axis=1)
+    for k in np.flatnonzero(~periodic.all(axis=1) | (volume <= 2e-6 * product)):
+        _check_cell(cells[k][periodic[k]])
 
 
 def _check_cell(vectors: Floats) -> None:

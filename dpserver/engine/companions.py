@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from dpserver.engine.runner import ForceModel
-from dpserver.engine.wrapped import Wrapped, is_cuttable
+from dpserver.engine.wrapped import Wrapped, is_cuttable, why_whole
 from dpserver.errors import ConfigError, StructureError
 from dpserver.frames import ForceResult, Frames, Ints, Responses, TensorValues
 from dpserver.models.parameters import Takes, suited, taken_by
@@ -69,7 +69,7 @@ class Accompanied(Wrapped):
         others = [other for other in (dipole, polar) if other is not None]
         self._types = {id(other): _translation(model.species, other.species) for other in others}
         self._rcut = max([model.rcut, *(other.rcut for other in others)])
-        self._can_cut = all(is_cuttable(m) for m in (model, *others))
+        self._whole = next((m for m in (model, *others) if not is_cuttable(m)), None)
         self._takes = _together([taken_by(m) for m in (model, *others)])
 
     @property
@@ -80,7 +80,12 @@ class Accompanied(Wrapped):
     @property
     def can_cut(self) -> bool:
         """Whether structures can be evaluated in parts by all of the models."""
-        return self._can_cut
+        return self._whole is None
+
+    @property
+    def whole_because(self) -> str:
+        """Why not, in words: of the first that cannot."""
+        return why_whole(self._whole)
 
     @property
     def takes(self) -> Takes:

@@ -20,6 +20,7 @@ from dpserver import neighbors
 from dpserver.engine.parameters import Parameters, from_init, resolve
 from dpserver.engine.runner import ForceModel
 from dpserver.engine.templates import read_symbols
+from dpserver.engine.wrapped import check_wholes
 from dpserver.errors import ConfigError, StructureError
 from dpserver.frames import Bools, Floats, Frames, Ints
 from dpserver.ipi import Structures
@@ -217,6 +218,7 @@ class Assigner:
         )
         if is_new:
             frames.check(len(self._model.species))
+            check_wholes(self._model, frames[0])
             check_contacts(frames[0], self._model, origin)
             self._types = types
         return frames

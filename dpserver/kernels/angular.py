@@ -18,7 +18,7 @@ from dpserver.jit import jit
 from dpserver.kernels import simd
 from dpserver.kernels.cpu import filled
 from dpserver.kernels.edges import find_edges, find_gradients, find_moments, find_places, find_rows, finish_edges
-from dpserver.kernels.fitting import Matrix, evaluate_nets, multiply
+from dpserver.kernels.fitting import Matrix, evaluate_nets, find_charges, multiply
 from dpserver.kernels.layout import Batch, Model, Output, Workspace
 
 
@@ -43,6 +43,26 @@ def run_blocks(counter: Ints, model: Model, batch: Batch, output: Output, space:
             find_moment_gradients(model, space, n_rows, member, centre)
             find_gradients(model, space, n_rows, member, centre)
             finish_edges(model, batch, output, space, low, high, where)
+
+
+@jit
+def run_charges(counter: Ints, model: Model, batch: Batch, output: Output, space: Workspace) -> None:
+    """Take blocks until there are none left, and tell the charges of their atoms; see `cpu.Kernels`."""
+    where = np.zeros(3, dtype=np.int64)
+    while True:
+        block = simd.take_number(counter)
+        if block >= len(batch.blocks):
+            return
+        low, high, centre = batch.blocks[block]
+        n_rows = high - low
+        find_edges(model, batch, output, space, low, high, centre)
+        for member in range(len(model.norm)):
+            where[0], where[1], where[2] = filled(n_rows), member, centre
+            find_places(model, space, n_rows, member, centre)
+            find_rows(model, space, n_rows, member, centre)
+            find_moments(model, space, n_rows, member, centre)
+            find_inputs(model, space, n_rows, member, centre)
+            find_charges(model.nets, batch, output, space.net, low, high, where)
 
 
 STAGES: Final[tuple[str, ...]] = ("edges", "moments", "products", "fitting", "back to moments", "back to edges")

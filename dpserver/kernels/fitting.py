@@ -1,4 +1,9 @@
-"""Fitting nets on the atoms of a block: from the inputs to energies, and from there to derivatives by the inputs."""
+"""Fitting nets on the atoms of a block: from the inputs to energies, and from there to derivatives by the inputs.
+
+Where there are nets for charges q as well, of the same inputs u, the derivatives are those of E + Σ_i q_i dE_far/dq_i:
+
+    dE/du_i = dN/du_i + φ_i dq_i/du_i      φ = `Batch.by_charge`, found with the charges that `find_charges` tells
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from dpserver.frames import Ints
+from dpserver.frames import Floats, Ints
 from dpserver.jit import jit, jit_reordered
 from dpserver.kernels import simd
 from dpserver.kernels.activations import TANH, activate
@@ -82,15 +87,31 @@ def evaluate_nets(nets: Nets, batch: Batch, output: Output, space: NetSpace, low
         where: rows, filled up to whole tiles; member; species.
     """
     n_rows, member, centre = where
-    fit(nets, space, n_rows, member, centre)
-    find_energies(nets, batch, output, space, low, high, where)
-    fit_backward(nets, space, n_rows, member, centre)
+    head, atoms = nets.heads[member, centre], batch.atoms[low:high]
+    fit(nets, space, n_rows, head)
+    find_outputs(nets, space, n_rows, head, nets.bias[member, centre], atoms, output.atom_energy[member])
+    begin_backward(nets, space, n_rows, head)
+    fit_backward(nets, space, n_rows, head, False)
+    if len(nets.charge_heads):
+        head = nets.charge_heads[member, centre]
+        fit(nets, space, n_rows, head)
+        begin_backward(nets, space, n_rows, head)
+        _weigh(nets, space, n_rows, head, atoms, batch.by_charge[member])
+        fit_backward(nets, space, n_rows, head, True)
 
 
 @jit
-def fit(nets: Nets, space: NetSpace, n_rows: int, member: int, centre: int) -> None:
-    """Run the hidden layers of the fitting net on `n_rows` rows of inputs, forward."""
-    head = nets.heads[member, centre]
+def find_charges(nets: Nets, batch: Batch, output: Output, space: NetSpace, low: int, high: int, where: Ints) -> None:
+    """What the nets say of the charges of the atoms of a block; see `evaluate_nets`."""
+    n_rows, member, centre = where
+    head, atoms = nets.charge_heads[member, centre], batch.atoms[low:high]
+    fit(nets, space, n_rows, head)
+    find_outputs(nets, space, n_rows, head, nets.charge_bias[member, centre], atoms, output.atom_charge[member])
+
+
+@jit
+def fit(nets: Nets, space: NetSpace, n_rows: int, head: Any) -> None:
+    """Run the hidden layers of a net on `n_rows` rows of inputs, forward."""
     source = Matrix(space.inputs, 0, head.n_inputs)
     at = 0
     for q in range(head.layer_at, head.layer_at + head.n_layers):
@@ -142,6 +163,12 @@ def _multiply(target: Numbers, a: Numbers, b: Numbers) -> None:
 
 
 @jit
+def _scale(target: Numbers, factor: float) -> None:
+    for o in range(len(target)):
+        target[o] *= factor
+
+
+@jit
 def _copy(target: Numbers, a: Numbers) -> None:
     for o in range(len(target)):
         target[o] = a[o]
@@ -156,17 +183,14 @@ def _dot(a: Numbers, b: Numbers) -> float:
 
 
 @jit
-def find_energies(nets: Nets, batch: Batch, output: Output, space: NetSpace, low: int, high: int, where: Ints) -> None:
-    """Energies of the atoms of a block, from the last hidden layer."""
-    n_rows, member, centre = where
-    head = nets.heads[member, centre]
+def find_outputs(nets: Nets, space: NetSpace, n_rows: int, head: Any, bias: float, atoms: Ints, target: Floats) -> None:
+    """What a net says of the atoms of a block, from the last hidden layer."""
     last = nets.layers[head.layer_at + head.n_layers - 1]
     weights = nets.weights[head.last_at : head.last_at + last.n_out]
     at = _place(nets, head, head.n_layers - 1, n_rows)
-    for r in range(high - low):
+    for r in range(len(atoms)):
         begin = at + r * last.width
-        energy = _dot(space.outputs[begin : begin + last.n_out], weights)
-        output.atom_energy[member, batch.atoms[low + r]] = energy + nets.bias[member, centre]
+        target[atoms[r]] = _dot(space.outputs[begin : begin + last.n_out], weights) + bias
 
 
 @jit
@@ -179,13 +203,33 @@ def _place(nets: Nets, head: Any, layer: int, n_rows: int) -> int:
 
 
 @jit
-def fit_backward(nets: Nets, space: NetSpace, n_rows: int, member: int, centre: int) -> None:
-    """Derivatives of the energies by the inputs of the fitting net."""
-    head = nets.heads[member, centre]
-    given, other = space.by_output, space.by_next
+def begin_backward(nets: Nets, space: NetSpace, n_rows: int, head: Any) -> None:
+    """Derivatives of what a net says by the outputs of its last hidden layer."""
     width = nets.layers[head.layer_at + head.n_layers - 1].width
     for r in range(n_rows):
-        _copy(given[r * width : (r + 1) * width], nets.weights[head.last_at : head.last_at + width])
+        _copy(space.by_output[r * width : (r + 1) * width], nets.weights[head.last_at : head.last_at + width])
+
+
+@jit
+def _weigh(nets: Nets, space: NetSpace, n_rows: int, head: Any, atoms: Ints, weight: Floats) -> None:
+    """Multiply these derivatives by a number of each atom; rows without an atom become 0."""
+    width = nets.layers[head.layer_at + head.n_layers - 1].width
+    for r in range(n_rows):
+        _scale(space.by_output[r * width : (r + 1) * width], weight[atoms[r]] if r < len(atoms) else 0.0)
+
+
+@jit
+def fit_backward(nets: Nets, space: NetSpace, n_rows: int, head: Any, is_added: bool) -> None:
+    """Derivatives by the inputs of a net from those by the outputs of its last hidden layer.
+
+    Args:
+        nets: of all members.
+        space: with outputs and slopes of the net, and derivatives in `by_output`.
+        n_rows: filled up to whole tiles.
+        head: the net.
+        is_added: to what is in `by_inputs`, which is overwritten otherwise.
+    """
+    given, other = space.by_output, space.by_next
     for number in range(head.n_layers - 1, -1, -1):
         layer = nets.layers[head.layer_at + number]
         at, depth, width, n_in = _place(nets, head, number, n_rows), layer.skip + layer.n_out, layer.width, layer.n_in
@@ -198,14 +242,18 @@ def fit_backward(nets: Nets, space: NetSpace, n_rows: int, member: int, centre: 
                 _copy(space.product[to : to + layer.n_out], given[row : row + layer.n_out])
         target = Matrix(space.by_inputs if number == 0 else other, 0, layer.n_in_padded)
         start = Matrix(nets.weights, nets.zeros_at, 0)
-        if layer.copies == 1:
+        is_fresh = number > 0 or not is_added
+        if is_fresh and layer.copies == 1:
             start = Matrix(given, 0, width)
-        elif layer.copies == 2:
+        elif layer.copies or not is_fresh:
             start = target
             for r in range(n_rows):
                 row, to = r * width, r * target.step
-                _copy(target.numbers[to : to + n_in], given[row : row + n_in])
-                _add(target.numbers[to : to + n_in], given[row + n_in : row + 2 * n_in])
+                if is_fresh:
+                    target.numbers[to : to + n_in] = 0
+                for copy in range(layer.copies):
+                    begin = row + copy * n_in
+                    _add(target.numbers[to : to + n_in], given[begin : begin + n_in])
         product, weights = Matrix(space.product, 0, layer.product), Matrix(nets.weights, layer.transposed_at, 0)
         multiply(product, weights, start, target, (n_rows, depth, target.step))
         given, other = target.numbers, given

@@ -34,21 +34,25 @@ COLINEAR: Final = 1e-4
 
 
 class Nets(NamedTuple):
-    """The fitting nets of the members of a committee as arrays.
+    """The fitting nets of the members of a committee as arrays, and nets for charges where there are some.
 
     Attributes:
         heads: of dtype `HEAD`, (n_members, n_species).
+        charge_heads: the same for charges, with as many inputs; (0, 0) where there are none.
         layers: of dtype `LAYER`, (n_layers,).
         layer_parameter: of the activation function, (n_layers,).
         bias: what is added to the sum of the last layer, (n_members, n_species), eV.
+        charge_bias: the same for charges, e.
         weights: all weights, and all else that is in their precision, flat.
         zeros_at: where in `weights` there are zeros, as many as columns of any product.
     """
 
     heads: Any
+    charge_heads: Any
     layers: Any
     layer_parameter: Floats
     bias: Floats
+    charge_bias: Floats
     weights: Numbers
     zeros_at: int
 
@@ -156,6 +160,8 @@ class Batch(NamedTuple):
         incoming: the edges that end at each atom, atom by atom; incoming_starts: first for each atom, (n_atoms + 1,).
         atoms: all that are no ghosts, sorted by species.
         blocks: first, end in `atoms`, and the species, (n_blocks, 3).
+        by_charge: what the energy of all charges changes by with what a net says of each atom's, (n_members, n_atoms),
+            eV/e; read where there are nets for charges, and not for ghosts.
     """
 
     positions: Floats
@@ -167,20 +173,24 @@ class Batch(NamedTuple):
     incoming_starts: Ints
     atoms: Ints
     blocks: Ints
+    by_charge: Floats
 
 
 class Output(NamedTuple):
     """Where results go.
 
     Attributes:
-        edge_gradient: dE/dr_ij, 0 beyond the cutoff, (n_members, n_edges, 3), eV/Å.
-        atom_energy: (n_members, n_atoms), eV; of ghosts nothing is written, here and in what follows.
+        edge_gradient: dE/dr_ij, 0 beyond the cutoff, (n_members, n_edges, 3), eV/Å; also through the charges.
+        atom_energy: (n_members, n_atoms), eV, without that of charges; of ghosts nothing is written, here and in what
+            follows.
+        atom_charge: what the nets say of charges, (n_members, n_atoms), e.
         atom_virial: -Σ_j dE/dr_ij ⊗ r_ij, xx yy zz xy xz yz, symmetrised, (n_members, n_atoms, 6), eV.
         status: (n_atoms,).
     """
 
     edge_gradient: Floats
     atom_energy: Floats
+    atom_charge: Floats
     atom_virial: Floats
     status: Ints
 

@@ -19,7 +19,7 @@ from dpserver.frames import Floats, Ints
 from dpserver.jit import jit
 from dpserver.kernels import simd
 from dpserver.kernels.cpu import NO_VIRIAL, add_edge, clear_edges, filled, write_virial
-from dpserver.kernels.fitting import evaluate_nets
+from dpserver.kernels.fitting import evaluate_nets, find_charges
 from dpserver.kernels.layout import COLINEAR, GOOD, NO_FRAME, TOO_CLOSE, Batch, FrameModel, FrameSpace, Output
 
 FRAME: Final = 15
@@ -42,6 +42,23 @@ def run_blocks(counter: Ints, model: FrameModel, batch: Batch, output: Output, s
             standardise(model, space, high - low, member, centre)
             evaluate_nets(model.nets, batch, output, space.net, low, high, where)
             finish_edges(model, batch, output, space, low, high, where)
+
+
+@jit
+def run_charges(counter: Ints, model: FrameModel, batch: Batch, output: Output, space: FrameSpace) -> None:
+    """Take blocks until there are none left, and tell the charges of their atoms; see `cpu.Kernels`."""
+    where = np.zeros(3, dtype=np.int64)
+    while True:
+        block = simd.take_number(counter)
+        if block >= len(batch.blocks):
+            return
+        low, high, centre = batch.blocks[block]
+        find_neighbours(model, batch, space, low, high)
+        find_features(model, batch, output, space, low, high, centre)
+        for member in range(len(model.mean)):
+            where[0], where[1], where[2] = filled(high - low), member, centre
+            standardise(model, space, high - low, member, centre)
+            find_charges(model.nets, batch, output, space.net, low, high, where)
 
 
 STAGES: Final[tuple[str, ...]] = ("neighbours", "features", "fitting", "back to edges")

@@ -19,7 +19,7 @@ from dpserver.jit import jit
 from dpserver.kernels import simd
 from dpserver.kernels.cpu import NO_VIRIAL, add_edge, clear_edges, filled, write_virial
 from dpserver.kernels.edges import find_edges, find_places
-from dpserver.kernels.fitting import evaluate_nets
+from dpserver.kernels.fitting import evaluate_nets, find_charges
 from dpserver.kernels.layout import BY_SWITCHED, EXCLUDED, Batch, Model, Output, Workspace
 
 _CHUNK: Final = simd.CHUNK
@@ -43,6 +43,24 @@ def run_blocks(counter: Ints, model: Model, batch: Batch, output: Output, space:
             evaluate_nets(model.nets, batch, output, space.net, low, high, where)
             find_slopes(model, space, n_rows, member, centre)
             finish_edges(model, batch, output, space, low, high, where)
+
+
+@jit
+def run_charges(counter: Ints, model: Model, batch: Batch, output: Output, space: Workspace) -> None:
+    """Take blocks until there are none left, and tell the charges of their atoms; see `cpu.Kernels`."""
+    where = np.zeros(3, dtype=np.int64)
+    while True:
+        block = simd.take_number(counter)
+        if block >= len(batch.blocks):
+            return
+        low, high, centre = batch.blocks[block]
+        n_rows = high - low
+        find_edges(model, batch, output, space, low, high, centre)
+        for member in range(len(model.norm)):
+            where[0], where[1], where[2] = filled(n_rows), member, centre
+            find_places(model, space, n_rows, member, centre)
+            find_sums(model, space, n_rows, member, centre)
+            find_charges(model.nets, batch, output, space.net, low, high, where)
 
 
 STAGES: Final[tuple[str, ...]] = ("edges", "moments", "fitting", "back to edges")

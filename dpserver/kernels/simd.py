@@ -57,7 +57,7 @@ def _lanes_of(array):  # type: ignore[no-untyped-def]  # numba compares this sig
     return lambda array: count
 
 
-class _Emitter:
+class Emitter:
     """Writes instructions on vectors of one type.
 
     Args:
@@ -83,6 +83,7 @@ class _Emitter:
         return self.context.make_array(array_type)(self.context, self.builder, array).data
 
     def index(self, value: int) -> Any:
+        """A position that is known."""
         return ir.Constant(_I64, value)
 
     def at(self, pointer: Any, *offsets: Any) -> Any:
@@ -92,9 +93,11 @@ class _Emitter:
         return pointer
 
     def load(self, pointer: Any) -> Any:
+        """The vector at an address."""
         return self.builder.load(self.builder.bitcast(pointer, self.type.as_pointer()), align=self.bytes)
 
     def store(self, vector: Any, pointer: Any) -> None:
+        """Write a vector to an address."""
         self.builder.store(vector, self.builder.bitcast(pointer, self.type.as_pointer()), align=self.bytes)
 
     def splat(self, number: Any) -> Any:
@@ -104,9 +107,11 @@ class _Emitter:
         return self.builder.shuffle_vector(one, self.undefined, mask)
 
     def constant(self, value: float) -> Any:
+        """A vector of one number that is known."""
         return ir.Constant(self.type, [value] * self.lanes)
 
     def integer_constant(self, value: int) -> Any:
+        """A vector of one integer that is known."""
         return ir.Constant(self.integers, [value] * self.lanes)
 
     def call(self, name: str, result: Any, *args: Any, fastmath: tuple[str, ...] = ()) -> Any:
@@ -169,10 +174,10 @@ class _Emitter:
         return self.builder.select(is_in, vector, self.constant(0.0))
 
 
-Body = Callable[[_Emitter, Any, dict[str, Any]], None]
+Body = Callable[[Emitter, Any, dict[str, Any]], None]
 
 
-def _kernel(arrays: str, integers: str) -> Callable[[Body], Any]:
+def kernel(arrays: str, integers: str) -> Callable[[Body], Any]:
     """Make a function for numba of a body that emits instructions.
 
     Args:
@@ -183,7 +188,7 @@ def _kernel(arrays: str, integers: str) -> Callable[[Body], Any]:
 
     def wrap(body: Body) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            emitter = _Emitter(context, builder, signature.args[0].dtype)
+            emitter = Emitter(context, builder, signature.args[0].dtype)
             named = {
                 name: emitter.data(kind, value)
                 for name, kind, value in zip(array_names, signature.args, args, strict=False)
@@ -204,8 +209,8 @@ def _kernel(arrays: str, integers: str) -> Callable[[Body], Any]:
     return wrap
 
 
-@_kernel("a w start c", "a_at a_step w_at start_at start_step c_at c_step depth")
-def product_tile(v: _Emitter, builder: Any, x: dict[str, Any]) -> None:
+@kernel("a w start c", "a_at a_step w_at start_at start_step c_at c_step depth")
+def product_tile(v: Emitter, builder: Any, x: dict[str, Any]) -> None:
     """C = start + A W for TILE_ROWS rows of A and C, and TILE_VECTORS vectors of columns of W and C.
 
     The columns of W lie packed, `depth` rows of them one after the other. `start` may be C itself.
@@ -228,7 +233,7 @@ def product_tile(v: _Emitter, builder: Any, x: dict[str, Any]) -> None:
         v.store(builder.load(sums[r, n]), v.at(c[r], n * v.lanes))
 
 
-def _polynomial(v: _Emitter, x: dict[str, Any], base: Any, place: Any, n: int, has_slope: bool) -> tuple[Any, Any]:
+def _polynomial(v: Emitter, x: dict[str, Any], base: Any, place: Any, n: int, has_slope: bool) -> tuple[Any, Any]:
     """Value, and derivative by the place in the interval, of one vector of columns by Horner's scheme."""
 
     def coefficient(power: int) -> Any:
@@ -242,7 +247,7 @@ def _polynomial(v: _Emitter, x: dict[str, Any], base: Any, place: Any, n: int, h
     return value, slope
 
 
-def _edge(v: _Emitter, builder: Any, x: dict[str, Any], e: Any) -> tuple[Any, Any, list[Any]]:
+def _edge(v: Emitter, builder: Any, x: dict[str, Any], e: Any) -> tuple[Any, Any, list[Any]]:
     """Where an edge's coefficients are, its place in the interval, and its row of the environment."""
     interval = builder.sext(builder.load(v.at(x["interval"], e)), _I64)
     step = builder.mul(x["columns"], v.index(DEGREE + 1))
@@ -252,15 +257,15 @@ def _edge(v: _Emitter, builder: Any, x: dict[str, Any], e: Any) -> tuple[Any, An
     return base, numbers[0], numbers[1:]
 
 
-def _each_count(v: _Emitter, n_vectors: Any, emit: Callable[[int], None]) -> None:
+def _each_count(v: Emitter, n_vectors: Any, emit: Callable[[int], None]) -> None:
     """Write a loop for every number of vectors up to CHUNK, of which one runs."""
     for n in range(1, CHUNK + 1):
         with v.builder.if_then(v.builder.icmp_signed("==", n_vectors, v.index(n))):
             emit(n)
 
 
-@_kernel("table edge interval moment", "table_at columns start stop moment_at moment_step n_vectors")
-def add_moments(v: _Emitter, builder: Any, x: dict[str, Any]) -> None:
+@kernel("table edge interval moment", "table_at columns start stop moment_at moment_step n_vectors")
+def add_moments(v: Emitter, builder: Any, x: dict[str, Any]) -> None:
     """M_k += Σ_edges R_k φ(s) for the four rows k, on `n_vectors` vectors of columns, CHUNK at most."""
     rows = [v.at(x["moment"], x["moment_at"], builder.mul(x["moment_step"], v.index(k))) for k in range(4)]
 
@@ -279,8 +284,8 @@ def add_moments(v: _Emitter, builder: Any, x: dict[str, Any]) -> None:
     _each_count(v, x["n_vectors"], emit)
 
 
-@_kernel("table edge interval moment gradient", "table_at columns start stop moment_at moment_step n_vectors is_first")
-def add_gradients(v: _Emitter, builder: Any, x: dict[str, Any]) -> None:
+@kernel("table edge interval moment gradient", "table_at columns start stop moment_at moment_step n_vectors is_first")
+def add_gradients(v: Emitter, builder: Any, x: dict[str, Any]) -> None:
     """Derivatives of an energy by the place in the interval, and by the four R_k, of each edge.
 
     `moment` holds the derivatives by M; what `n_vectors` vectors of columns give is written to `gradient`, or added.
@@ -310,8 +315,8 @@ def add_gradients(v: _Emitter, builder: Any, x: dict[str, Any]) -> None:
     _each_count(v, x["n_vectors"], emit)
 
 
-@_kernel("table edge interval sums", "table_at columns start stop sums_at n_vectors")
-def add_values(v: _Emitter, builder: Any, x: dict[str, Any]) -> None:
+@kernel("table edge interval sums", "table_at columns start stop sums_at n_vectors")
+def add_values(v: Emitter, builder: Any, x: dict[str, Any]) -> None:
     """M += Σ_edges φ(s), on `n_vectors` vectors of columns, CHUNK at most."""
     row = v.at(x["sums"], x["sums_at"])
 
@@ -328,8 +333,8 @@ def add_values(v: _Emitter, builder: Any, x: dict[str, Any]) -> None:
     _each_count(v, x["n_vectors"], emit)
 
 
-@_kernel("table edge interval by_sums gradient", "table_at columns start stop sums_at n_vectors is_first")
-def add_slopes(v: _Emitter, builder: Any, x: dict[str, Any]) -> None:
+@kernel("table edge interval by_sums gradient", "table_at columns start stop sums_at n_vectors is_first")
+def add_slopes(v: Emitter, builder: Any, x: dict[str, Any]) -> None:
     """Derivative of an energy by the place in the interval of each edge, from those by M; written or added."""
     row = v.at(x["by_sums"], x["sums_at"])
     is_first = builder.icmp_signed("!=", x["is_first"], v.index(0))
@@ -350,8 +355,8 @@ def add_slopes(v: _Emitter, builder: Any, x: dict[str, Any]) -> None:
     _each_count(v, x["n_vectors"], emit)
 
 
-@_kernel("a out", "a_at a_step i j count out_at")
-def products(v: _Emitter, builder: Any, x: dict[str, Any]) -> None:
+@kernel("a out", "a_at a_step i j count out_at")
+def products(v: Emitter, builder: Any, x: dict[str, Any]) -> None:
     """out_m = Σ_k A_ki A_k,j+m over four rows k, m < count; more is written after it, up to a vector."""
     rows = [v.at(x["a"], x["a_at"], builder.mul(x["a_step"], v.index(k))) for k in range(4)]
     factors = [v.splat(builder.load(v.at(row, x["i"]))) for row in rows]
@@ -365,8 +370,8 @@ def products(v: _Emitter, builder: Any, x: dict[str, Any]) -> None:
         v.store(total, v.at(out, m))
 
 
-@_kernel("a gradient by_a", "a_at a_step i j count gradient_at")
-def add_products_gradient(v: _Emitter, builder: Any, x: dict[str, Any]) -> None:
+@kernel("a gradient by_a", "a_at a_step i j count gradient_at")
+def add_products_gradient(v: Emitter, builder: Any, x: dict[str, Any]) -> None:
     """Add to the derivatives by A what `products` passes on of the derivatives by its output."""
     steps = [builder.mul(x["a_step"], v.index(k)) for k in range(4)]
     rows = [v.at(x["a"], x["a_at"], step) for step in steps]
@@ -386,8 +391,8 @@ def add_products_gradient(v: _Emitter, builder: Any, x: dict[str, Any]) -> None:
         builder.store(builder.fadd(builder.load(place), v.sum(builder.load(total))), place)
 
 
-@_kernel("a weights outputs slopes", "at weights_at to count")
-def tanh_layer(v: _Emitter, builder: Any, x: dict[str, Any]) -> None:
+@kernel("a weights outputs slopes", "at weights_at to count")
+def tanh_layer(v: Emitter, builder: Any, x: dict[str, Any]) -> None:
     """Find w tanh(a) and w (1 - tanh(a)²), with the relative accuracy of the type.
 
     tanh|x| = -m/(m + 2), m = exp(-2|x|) - 1
@@ -404,12 +409,12 @@ def tanh_layer(v: _Emitter, builder: Any, x: dict[str, Any]) -> None:
         v.store(slope, v.at(x["slopes"], x["to"], place))
 
 
-def _at_most(v: _Emitter, x: Any, limit: float) -> Any:
+def _at_most(v: Emitter, x: Any, limit: float) -> Any:
     """The smaller one; not a number stays what it is."""
     return v.builder.select(v.builder.fcmp_ordered(">", x, v.constant(limit)), v.constant(limit), x)
 
 
-def _exp_minus_one(v: _Emitter, y: Any) -> Any:
+def _exp_minus_one(v: Emitter, y: Any) -> Any:
     """exp(y) - 1 for -44 ≤ y ≤ 0: y = n ln 2 + f, a Taylor polynomial in f, scaled by 2ⁿ."""
     builder = v.builder
     mantissa, bias, degree = (52, 1023, 13) if v.is_double else (23, 127, 7)
@@ -434,11 +439,14 @@ def _exp_minus_one(v: _Emitter, y: Any) -> Any:
 
 def _codegen_next(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     pointer = context.make_array(signature.args[0])(context, builder, args[0]).data
-    return builder.atomic_rmw("add", pointer, ir.Constant(_I64, 1), "monotonic")
+    return builder.atomic_rmw("add", pointer, ir.Constant(_I64, 1), "acq_rel")
 
 
 def _take_number(_context: Any, counter: Any) -> Any:
-    """Give the next number of a counter, (1,), int64, to one of several threads."""
+    """Give the next number of a counter, (1,), int64, to one of several threads.
+
+    Who gets it sees what was written by those that came before.
+    """
     return types.int64(counter), _codegen_next
 
 

@@ -5,16 +5,24 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from dpserver.frames import ForceResult, Frames, Ints
+from dpserver.frames import Floats, ForceResult, Frames, Ints
 from dpserver.kernels.layout import NO_FRAME, TOO_CLOSE, TOO_MANY
 from dpserver.kernels.tables import TableError
+from dpserver.models.memory import memory_left
+from dpserver.neighbors.rows import MOST_EDGES
 
 if TYPE_CHECKING:
     from dpserver.models.potential import Potential
+
+SKIN: Final = 1.0
+"""How much further neighbour lists reach than the cutoff, Å."""
+
+_LIST_BYTES: Final = 18  # of an edge: neighbour, shift, incoming; as it is found, and room to spare
+_SHARE: Final = 0.9  # of the memory that is left
 
 
 class Accelerated(ABC):
@@ -84,10 +92,50 @@ class Accelerated(ABC):
     def _answer_exactly(self, frames: Frames, numbers: Ints, results: Sequence[ForceResult]) -> None:
         """Put the reference's answers for some frames in place: those with distances that no table reaches."""
         some = Frames.concatenate(frames[int(k)] for k in numbers)
-        atoms = np.isin(frames.frame_idx, numbers)
+        atoms = np.flatnonzero(np.isin(frames.frame_idx, numbers))
         for member, result in zip(self._members, results, strict=True):
             exact = member.reference(some if len(numbers) < frames.n_frames else frames)
-            result.energy[numbers] = exact.energy
-            result.forces[atoms] = exact.forces
-            result.virial[numbers] = exact.virial
-            result.atom_energy[atoms] = exact.atom_energy
+            put_in_place(result, exact, numbers, atoms)
+
+
+class WithChargeNets(Accelerated):
+    """What can take the nets along that tell charges from surroundings; a potential that has any is alone."""
+
+    @abstractmethod
+    def charges(self, frames: Frames) -> tuple[Floats, Ints]:
+        """What these nets say of charges, (n_atoms,), e, and the status of each atom; zeros for ghosts."""
+
+    @abstractmethod
+    def respond(self, frames: Frames, by_charge: Floats) -> tuple[ForceResult, Ints]:
+        """The answer with what follows from these charges, and the status of each atom.
+
+        Args:
+            frames: structures.
+            by_charge: dE/dq of what `charges` says of each atom, (n_atoms,), eV/e.
+        """
+
+
+def put_in_place(result: ForceResult, exact: ForceResult, numbers: Ints, atoms: Ints) -> None:
+    """Let a result have the numbers of another for some frames.
+
+    Args:
+        result: of all frames.
+        exact: of some.
+        numbers: of these.
+        atoms: theirs.
+    """
+    result.energy[numbers] = exact.energy
+    result.forces[atoms] = exact.forces
+    result.virial[numbers] = exact.virial
+    result.atom_energy[atoms] = exact.atom_energy
+
+
+def room_for_edges(computed: int, held: int = 0) -> int:
+    """How many edges of a new list fit into the memory, with what is computed for each.
+
+    Args:
+        computed: bytes for an edge, beside those of the list itself.
+        held: bytes that have been taken for that already.
+    """
+    left = memory_left()
+    return MOST_EDGES if left is None else int((_SHARE * left + held) / (_LIST_BYTES + computed))

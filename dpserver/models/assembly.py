@@ -15,7 +15,7 @@ from dpserver.kernels.fitting import padded
 from dpserver.kernels.layout import Model, Workspace
 from dpserver.kernels.linear import one_thread
 from dpserver.kernels.tables import TableError
-from dpserver.models.curves import Tabulated, descriptor_of, limits_of, slots_of, variable_of
+from dpserver.models.curves import Tabulated, charge_nets, descriptor_of, limits_of, slots_of, variable_of
 from dpserver.models.packing import ALIGNMENT, NetSizes, Store, aligned
 from dpserver.models.planning import Plan, make_plan, reach_of, rounded
 from dpserver.models.se_e2_r import SeE2R
@@ -108,7 +108,7 @@ def assemble(members: Sequence[Potential], table_error: float) -> Assembly:
     dtype = dtype_of(members[0])
     table_error = max(table_error, FINEST[dtype])
     n_members, n_species = len(members), len(members[0].species)
-    store = _Store(dtype, n_members, n_species)
+    store = _Store(dtype, n_members, n_species, has_charges=charge_nets(members[0]) is not None)
     descriptor = descriptor_of(members[0])
     reach = np.min([reach_of(member) for member in members], axis=0)
     pairs = (n_members, n_species, n_species)
@@ -153,8 +153,8 @@ def exclusion(descriptor: Tabulated, centre: int, neighbour: int) -> int:
 class _Store(Store):
     """Arrays of tables and products that grow, beside those of the fitting nets."""
 
-    def __init__(self, dtype: Any, n_members: int, n_species: int) -> None:
-        super().__init__(dtype, n_members, n_species)
+    def __init__(self, dtype: Any, n_members: int, n_species: int, *, has_charges: bool) -> None:
+        super().__init__(dtype, n_members, n_species, has_charges=has_charges)
         self.bin_first: list[int] = []
         self.bin_parts: list[int] = []
         self.segments: list[Any] = []
@@ -185,7 +185,7 @@ def _lay_out(model: Model, store: _Store, member: Potential, plan: Plan, where: 
         model.bins_per_s[(*where, k)] = 1 / table.width
         store.bin_first += table.first.tolist()
         store.bin_parts += table.parts.tolist()
-    store.add_net(member, where, plan.products.weights)
+    store.add_nets(member, where, plan.products.weights)
     step = padded(plan.columns, store.dtype) + store.lanes
     row = {
         "columns": plan.columns,

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from dpserver.defaults import TABLE_ERROR
 from dpserver.errors import ConfigError
 from dpserver.frames import CommitteeResult, Floats, ForceResult, Frames
 from dpserver.models.accelerated import Accelerated
-from dpserver.models.compilation import TABLE_ERROR, Compilation
+from dpserver.models.compilation import Compilation
 from dpserver.models.parameters import Takes, check_parameters
 from dpserver.models.potential import Potential
 
@@ -59,7 +60,25 @@ class Committee:
     @property
     def can_cut(self) -> bool:
         """Whether a structure can be evaluated in parts, with ghosts, as it is over ranks."""
-        return all(member.can_cut for member in self.members)
+        members = [member.without_charges() if member.electrostatics is not None else member for member in self.members]
+        has_joint_charges = self._compilation is not None and self._compilation.has_joint_charges
+        return all(member.can_cut for member in members) and (has_joint_charges or not self.has_long_range)
+
+    @property
+    def whole_because(self) -> str:
+        """Why it cannot, in words."""
+        bare = [member.without_charges() if member.electrostatics is not None else member for member in self.members]
+        return next((m for m in bare if not m.can_cut), self.members[0]).whole_because
+
+    @property
+    def has_long_range(self) -> bool:
+        """Whether parts of a structure have to be evaluated at the same time, with `Frames.wholes`."""
+        return any(member.has_long_range for member in self.members)
+
+    def check_wholes(self, frames: Frames) -> None:
+        """Refuse structures whose charges have no answer, as long as they are not in parts; see `Potential`."""
+        for member in self.members:
+            member.check_wholes(frames)
 
     def accelerate(self, threads: int | None = None, table_error: float = TABLE_ERROR) -> None:
         """Let `evaluate` use kernels, where they know the members; see `Compilation`.

@@ -7,12 +7,16 @@ import logging
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from dpserver.defaults import TABLE_ERROR
 from dpserver.errors import ConfigError
 from dpserver.frames import ForceResult, Frames
+from dpserver.models.accelerated import WithChargeNets
 from dpserver.models.behler_parrinello import BehlerParrinello
-from dpserver.models.curves import Tabulated, limits_of, tabulated, variable_of
+from dpserver.models.curves import Tabulated, charge_nets, limits_of, tabulated, variable_of
 from dpserver.models.fewer_species import BySpecies, is_restrictable
 from dpserver.models.folding import ByParameters, Evaluate, is_foldable
 from dpserver.models.loc_frame import LocFrame
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from dpserver.kernels.tables import TableError
     from dpserver.models.accelerated import Accelerated
     from dpserver.models.electrostatics_compiled import WithCharges
+    from dpserver.models.electrostatics_near import Near
     from dpserver.models.potential import Potential
 
 logger = logging.getLogger(__name__)
@@ -29,8 +34,9 @@ logger = logging.getLogger(__name__)
 _OF_THE_DEVICE: Final = ("OutOfMemoryError", "AcceleratorError")
 """Torch's errors that say nothing of the kernels."""
 
-TABLE_ERROR = 1e-10
-"""Error of forces that tables may cause, relative to forces of typical size."""
+_Untabulated = LocFrame | BehlerParrinello
+"""Descriptors that the kernels know and need no tables for."""
+
 LARGEST_TABLE_ERROR = 1e-3
 """What may be asked for: with more, forces would not be those of the model any more."""
 
@@ -99,17 +105,43 @@ class Compilation:
 
     def _with_charges(self, number: int) -> WithCharges:
         """The fast form of a member with charges, made once."""
-        from dpserver.models.electrostatics_compiled import WithCharges
+        from dpserver.models.electrostatics_compiled import (
+            WithCharges,
+            WithChargesOfSpecies,
+            WithChargesOfSurroundings,
+        )
 
         made = self._stand_ins.get(number)
         if not isinstance(made, WithCharges):
-            made = self._stand_ins[number] = WithCharges(self._members[number], self._prepare, self._threads)
+            member = self._members[number]
+            if charge_nets(member) is None:
+                made = WithChargesOfSpecies(member, self._prepare, self._threads)
+            else:
+                made = WithChargesOfSurroundings(member, self._near(member), self._threads)
+            self._stand_ins[number] = made
         return made
+
+    def _near(self, member: Potential) -> Near:
+        """What evaluates the part of short range of a member whose charges depend on surroundings."""
+        from dpserver.models.electrostatics_near import ByKernels, ByTorch
+
+        exact, compiled = ByTorch(member), self._compile([member])
+        return ByKernels(compiled, exact) if isinstance(compiled, WithChargeNets) else exact
+
+    def charged(self) -> WithCharges | None:
+        """What evaluates the first member and tells its charges, where that is fast."""
+        self.groups()
+        return self._with_charges(0) if _has_fast_charges(self._members[0]) else None
 
     def _prepare(self, member: Potential) -> Evaluate:
         """The fast form of a potential that stands for a member, with certain parameters or species."""
         member.accelerate(self._threads, self._table_error)
         return member.evaluate
+
+    @property
+    def has_joint_charges(self) -> bool:
+        """Whether the charges of all members that have some can be summed over parts of a structure."""
+        return all(member.electrostatics is None or _has_fast_charges(member) for member in self._members)
 
     def descriptions(self) -> list[str]:
         """What evaluates each group of members, in words."""
@@ -128,12 +160,16 @@ class Compilation:
 
     def warm_up(self) -> None:
         """Make now what the first evaluation would have to: tables, and the machine code of the kernels."""
+        made: list[Accelerated | WithCharges] = []
         for numbers, compiled in self.groups():
-            has_charges = compiled is None and _has_fast_charges(self._members[numbers[0]])
-            ready = self._with_charges(numbers[0]) if has_charges else compiled
-            if ready is not None:
-                logger.info("getting ready; the first time on a machine its kernels are compiled, some ten seconds")
-                ready.warm_up()
+            if compiled is not None:
+                made.append(compiled)
+            elif _has_fast_charges(self._members[numbers[0]]):
+                made.append(self._with_charges(numbers[0]))
+        if made:
+            logger.info("getting ready; the first time on a machine its kernels are compiled, some ten seconds")
+        for one in made:
+            one.warm_up()
 
     def groups(self) -> list[tuple[list[int], Accelerated | None]]:
         """Members that are evaluated together, and what evaluates them: None is the reference."""
@@ -143,30 +179,27 @@ class Compilation:
             keys: dict[Hashable, list[int]] = {}
             for k, member in enumerate(self._members):
                 keys.setdefault(_group_key(member), []).append(k)
-            self._groups = [(numbers, self._compile(numbers)) for numbers in keys.values()]
+            self._groups = [(numbers, self._compile_together(numbers)) for numbers in keys.values()]
         return self._groups
 
-    def _compile(self, numbers: Sequence[int]) -> Accelerated | None:
+    def _compile_together(self, numbers: Sequence[int]) -> Accelerated | None:
+        """The form of members of one group; None for the reference, and for those with charges, which are alone."""
         members = [self._members[k] for k in numbers]
-        if _has_symmetry_functions(members[0]) and _has_numba():
-            from dpserver.models.symmetry_compiled import SymmetryCompiled
+        return self._compile(members) if members[0].electrostatics is None else None
 
-            symmetry = SymmetryCompiled(members, self._threads)
-            logger.info("%s", symmetry)
-            return symmetry
+    def _compile(self, members: Sequence[Potential]) -> Accelerated | None:
+        """The form of the part of short range of potentials; None where there is none."""
         descriptor = _known(members[0])
         if descriptor is None or not _has_numba():
             return None
         compiled: Accelerated | None
         if members[0].device.type == "cpu":
-            from dpserver.models.compiled import Compiled
-
-            compiled = Compiled(members, self._threads, self._table_error)
+            compiled = _compile_for_cpu(members, self._threads, self._table_error)
         else:
             compiled = _compile_for_gpu(members, self._table_error)
         if compiled is None:
             return None
-        if not (compiled.is_accurate or isinstance(descriptor, LocFrame)):
+        if not (compiled.is_accurate or isinstance(descriptor, _Untabulated)):
             logger.warning(
                 "the embedding net with activation function %s is too sharp for tables: their error is %.1e; the model "
                 "is evaluated without them, much slower",
@@ -174,6 +207,8 @@ class Compilation:
                 compiled.error.first,
             )
             return None
+        if not isinstance(descriptor, _Untabulated):
+            _tell_what_is_reached(self._table_error, members[0].network_dtype)
         logger.info("%s", compiled)
         return compiled
 
@@ -188,6 +223,22 @@ def check_table_error(table_error: float) -> None:
         raise ConfigError(
             f"the error of tables (--table-error) must be positive and at most {LARGEST_TABLE_ERROR:g}, a part of the "
             f"forces; got {table_error:g}"
+        )
+
+
+@functools.cache
+def _tell_what_is_reached(table_error: float, dtype: torch.dtype) -> None:
+    """Say once where somebody has asked for more than the precision of the nets gives; the default is no such wish."""
+    from dpserver.models.assembly import FINEST
+
+    name = str(dtype).removeprefix("torch.")
+    finest = FINEST[np.dtype(name)]
+    if table_error < finest and table_error != TABLE_ERROR:
+        logger.info(
+            "--table-error %.1e is finer than rounding leaves: tables of nets in %s are made for %.1e",
+            table_error,
+            name,
+            finest,
         )
 
 
@@ -218,14 +269,19 @@ def _tensors(member: Potential) -> Iterator[tuple[Mapping[str, Tensor | None], s
 
 
 def _has_fast_charges(member: Potential) -> bool:
-    """Whether a potential has charges that its species alone decide, which there are kernels for."""
-    return member.electrostatics is not None and member.electrostatics.nets is None and _has_numba()
+    """Whether a potential has charges, and there are kernels for their interaction."""
+    return member.electrostatics is not None and _has_numba()
 
 
-def _has_symmetry_functions(member: Potential) -> bool:
-    """Whether a potential is a Behler-Parrinello network with nothing beside it, on the CPU."""
-    beside = member.n_fparam or member.n_aparam or member.table is not None or member.electrostatics is not None
-    return isinstance(member.descriptor, BehlerParrinello) and member.device.type == "cpu" and not beside
+def _compile_for_cpu(members: Sequence[Potential], threads: int | None, table_error: float) -> Accelerated:
+    """The form for the cores of a CPU."""
+    if isinstance(members[0].descriptor, BehlerParrinello):
+        from dpserver.models.symmetry_compiled import SymmetryCompiled
+
+        return SymmetryCompiled(members, threads)
+    from dpserver.models.compiled import Compiled
+
+    return Compiled(members, threads, table_error)
 
 
 def _compile_for_gpu(members: Sequence[Potential], table_error: float) -> Accelerated | None:
@@ -248,20 +304,26 @@ def _compile_for_gpu(members: Sequence[Potential], table_error: float) -> Accele
     return compiled
 
 
-def _known(member: Potential) -> Tabulated | LocFrame | None:
-    """The descriptor of a potential that the kernels have a form for; on a GPU they know one kind."""
-    has_more = member.n_fparam or member.n_aparam or member.table is not None or not member.config.fitting_net.neuron
-    has_more = has_more or member.electrostatics is not None
-    is_known = member.device.type == "cpu" or isinstance(member.descriptor, SeE2A)
+def _known(member: Potential) -> Tabulated | _Untabulated | None:
+    """The descriptor of a potential that the kernels have a form for, charges apart; on a GPU they know one kind."""
+    descriptor = member.descriptor
+    has_more = member.n_fparam or member.n_aparam or member.table is not None
+    is_known = member.device.type == "cpu" or (isinstance(descriptor, SeE2A) and charge_nets(member) is None)
     if has_more or not is_known:
         return None
-    return member.descriptor if isinstance(member.descriptor, LocFrame) else tabulated(member)
+    if isinstance(descriptor, BehlerParrinello):  # whose nets torch evaluates, linear ones too
+        return descriptor
+    charges = member.config.electrostatics
+    has_linear_net = charges is not None and charges.environment is not None and not charges.environment.neuron
+    if has_linear_net or not member.config.fitting_net.neuron:
+        return None
+    return descriptor if isinstance(descriptor, LocFrame) else tabulated(member)
 
 
 def table_error(member: Potential) -> TableError | None:
     """How far the tables that evaluate a potential are from its embedding nets; None where there are none."""
     descriptor = _known(member)
-    if descriptor is None or isinstance(descriptor, LocFrame) or not _has_numba():
+    if descriptor is None or isinstance(descriptor, _Untabulated) or not _has_numba():
         return None
     from dpserver.models.assembly import assemble
 
@@ -271,12 +333,10 @@ def table_error(member: Potential) -> TableError | None:
 
 def _group_key(member: Potential) -> Hashable:
     """What members that are compiled together have in common."""
-    if _has_symmetry_functions(member):
-        return member.config.descriptor
     descriptor = _known(member)
-    if descriptor is None:
+    if descriptor is None or member.electrostatics is not None:
         return id(member)
-    if isinstance(descriptor, LocFrame):
+    if isinstance(descriptor, _Untabulated):
         return descriptor.config, member.network_dtype
     config = descriptor.config
     left_out = tuple(frozenset(pairs) for pairs in (descriptor.excluded, descriptor.silent, descriptor.unseen))

@@ -30,6 +30,7 @@ from dpserver.models.se_e2_r import SeE2R
 from dpserver.models.taylor import derivatives
 
 if TYPE_CHECKING:
+    from dpserver.models.fitting import Fitting
     from dpserver.models.potential import Potential
 
 Tabulated = SeE2A | SeE2R | SeAtten
@@ -48,9 +49,15 @@ def tabulated(member: Potential) -> Tabulated | None:
         return None
     if descriptor.has_ordered_atoms:
         return None
-    first = next(layer for layer in member.fitting.net_of(0).children() if isinstance(layer, Layer))
-    has_skip = bool(first.copies) and descriptor.config.concat_output_tebd
+    nets = [fitting for fitting in (member.fitting, charge_nets(member)) if fitting is not None]
+    firsts = [next(layer for layer in net.net_of(0).children() if isinstance(layer, Layer)) for net in nets]
+    has_skip = any(layer.copies for layer in firsts) and descriptor.config.concat_output_tebd
     return None if has_skip or descriptor.n_species > MOST_SPECIES else descriptor
+
+
+def charge_nets(member: Potential) -> Fitting | None:
+    """The nets that tell the charges of atoms from their surroundings; None where there are none."""
+    return None if member.electrostatics is None else member.electrostatics.nets
 
 
 def descriptor_of(member: Potential) -> Tabulated:

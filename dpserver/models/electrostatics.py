@@ -11,19 +11,20 @@ within the cutoff is left to the nets.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dpserver.errors import StructureError
-from dpserver.frames import Floats, Frames
+from dpserver.frames import Floats, Frames, Ints
 from dpserver.models.config import ElectrostaticsConfig, FittingConfig
 from dpserver.models.coulomb import SmearedCoulomb, periodicity
 from dpserver.models.description import Description
 from dpserver.models.fitting import Fitting
 from dpserver.models.graph import Graph
+from dpserver.models.wholes import totals
 
 _TOLERANCE = 1e-6
 
@@ -103,23 +104,42 @@ class Electrostatics(nn.Module):
 
     def check(self, frames: Frames) -> None:
         """Refuse structures that have no answer; see `checked`."""
-        checked(self.config, frames, self._of_species[frames.types])
+        checked(self.config, frames, self.of_species(frames))
 
-    @property
-    def _of_species(self) -> Floats:
-        """(n_species,), e."""
+    def of_species(self, frames: Frames) -> Floats:
+        """Charge that the species of each atom has, (n_atoms,), e."""
         values: Floats = self.charges.detach().double().cpu().numpy()
-        return values
+        return values[frames.types]
 
     def by_species(self, frames: Frames) -> Floats:
         """Charge of each atom where its species decides, (n_atoms,), e."""
-        charges = self._of_species[frames.types]
+        charges = self.of_species(frames)
         if self.config.is_fixed:
             return charges
-        counts, total = frames.counts, self.config.total_charge or 0.0
-        sums = np.bincount(frames.frame_idx, weights=charges, minlength=frames.n_frames)
-        shifted: Floats = charges + ((total - sums) / counts)[frames.frame_idx]
-        return shifted
+        return self.shifted(frames, charges)
+
+    def shifted(self, frames: Frames, charges: Floats) -> Floats:
+        """Charges that are learnt, all of a structure shifted by the same amount, so that they add up.
+
+        Args:
+            frames: the structures.
+            charges: as species and surroundings have them, (n_atoms,), e.
+        """
+        total = self.config.total_charge or 0.0
+        found: Floats = charges + (total / counts_of(frames) - means_of(frames, charges))[frames.frame_idx]
+        return found
+
+    def before_shift(self, frames: Frames, potential: Floats) -> Floats:
+        """Derivatives of an energy by charges before they are `shifted`, from those by charges after it.
+
+        A charge moves those of all N atoms of its structure by -1/N, so that dE/dq_i is φ_i less the mean of all φ.
+
+        Args:
+            frames: the structures.
+            potential: φ, (n_atoms,), eV/e.
+        """
+        found: Floats = potential - means_of(frames, potential)[frames.frame_idx]
+        return found
 
     def of_atoms(self, graph: Graph, descriptions: Sequence[Description] | None = None) -> Tensor:
         """Charge of each atom, (n_atoms,), float64, e.
@@ -129,14 +149,25 @@ class Electrostatics(nn.Module):
             descriptions: of the atoms of each species; needed where there are nets.
         """
         charges = graph.by_atom([q.double().expand(len(a)) for q, a in zip(self.charges, graph.atoms, strict=True)])
-        if self.nets is not None and self.config.environment is not None and descriptions is not None:
-            outputs = self.nets(graph, descriptions)
-            charges = charges + self.config.environment.scale * graph.by_atom([y[:, 0].double() for y in outputs])
+        if self.nets is not None:
+            charges = charges + self.of_surroundings(graph, descriptions)
         if self.config.is_fixed:
             return charges
         counts = torch.tensor(graph.frames.counts, dtype=torch.float64, device=charges.device)
         sums = charges.new_zeros(len(counts)).index_add(0, graph.frame_idx, charges)
         return charges + (((self.config.total_charge or 0.0) - sums) / counts)[graph.frame_idx]
+
+    def of_surroundings(self, graph: Graph, descriptions: Sequence[Description] | None) -> Tensor:
+        """What surroundings change of the charge of each atom, (n_atoms,), float64, e.
+
+        Args:
+            graph: the batch.
+            descriptions: of the atoms of each species, where there is a descriptor.
+        """
+        if self.nets is None or self.config.environment is None or descriptions is None:
+            return graph.positions.new_zeros(len(graph.positions))
+        outputs = self.nets(graph, descriptions)
+        return self.config.environment.scale * graph.by_atom([y[:, 0].double() for y in outputs])
 
     def energies(self, graph: Graph, charges: Tensor, placement: Placement) -> Tensor:
         """Energy of each atom in the potential of all others, ½ q_i φ_i, (n_atoms,), eV.
@@ -150,7 +181,7 @@ class Electrostatics(nn.Module):
             StructureError: a structure has no answer, see `checked`.
             ConfigError: torch-pme is not installed.
         """
-        self.check(graph.frames)
+        self.check(replace(graph.frames, wholes=None))  # torch cannot sum over parts
         offsets, found = graph.frames.offsets.tolist(), []
         for k in range(graph.frames.n_frames):
             atoms = slice(offsets[k], offsets[k + 1])
@@ -158,6 +189,24 @@ class Electrostatics(nn.Module):
             is_periodic = bool(periodicity(graph.frames.pbc[k]))
             found.append(self.coulomb.potentials(charges[atoms], x, cell, is_periodic=is_periodic))
         return 0.5 * charges * torch.cat(found) if found else charges
+
+
+def sums_of(frames: Frames, values: Floats) -> Floats:
+    """Sum a quantity of atoms over each frame, (n_frames,)."""
+    found: Floats = np.bincount(frames.frame_idx, weights=values, minlength=frames.n_frames).astype(np.float64)
+    return found
+
+
+def means_of(frames: Frames, values: Floats) -> Floats:
+    """Mean of a quantity of atoms in each structure, over all its parts where frames are parts, (n_frames,)."""
+    found: Floats = totals(frames, values[:, None])[:, 0] / counts_of(frames)
+    return found
+
+
+def counts_of(frames: Frames) -> Ints:
+    """Atoms of each structure, that a frame may be a part of, (n_frames,)."""
+    wholes = frames.wholes
+    return frames.counts if wholes is None else np.where(wholes.is_part, wholes.counts, frames.counts)
 
 
 def checked(config: ElectrostaticsConfig, frames: Frames, charges: Floats) -> None:
@@ -169,10 +218,10 @@ def checked(config: ElectrostaticsConfig, frames: Frames, charges: Floats) -> No
         charges: of their atoms by species alone, (n_atoms,), e.
 
     Raises:
-        StructureError: a structure is periodic in some directions only, comes in parts, or its fixed charges do not add
-            up.
+        StructureError: a structure is periodic in some directions only, comes in parts that are not evaluated together,
+            or its fixed charges do not add up; parts of one are taken to have been looked at as a whole.
     """
-    if frames.is_ghost is not None and frames.is_ghost.any():
+    if frames.wholes is None and frames.is_ghost is not None and frames.is_ghost.any():
         raise StructureError("a model with charges needs whole structures, got one in parts (with ghosts)")
     mixed = np.flatnonzero(frames.pbc.any(axis=1) != frames.pbc.all(axis=1))
     if len(mixed):
@@ -183,8 +232,9 @@ def checked(config: ElectrostaticsConfig, frames: Frames, charges: Floats) -> No
         )
     if not config.is_fixed or config.total_charge is None:
         return
-    sums = np.bincount(frames.frame_idx, weights=charges, minlength=frames.n_frames)
-    wrong = np.flatnonzero(np.abs(sums - config.total_charge) > _TOLERANCE * np.maximum(1, frames.counts))
+    sums = sums_of(frames, charges)
+    is_wrong = np.abs(sums - config.total_charge) > _TOLERANCE * np.maximum(1, frames.counts)
+    wrong = np.flatnonzero(is_wrong if frames.wholes is None else is_wrong & ~frames.wholes.is_part)
     if len(wrong):
         k = int(wrong[0])
         raise StructureError(

@@ -1,6 +1,8 @@
 """The interaction of given charges on CPU cores: energies, potentials, forces and virials by kernels.
 
-It answers what `coulomb` does in torch, to the accuracy that was asked for.
+It answers what `coulomb` does in torch, to the accuracy that was asked for. Of a structure that is in parts, see
+`dpserver.parts`, it sums what belongs to the atoms of one part; structure factors, charges on the mesh, or in open
+structures positions and charges of all atoms, it shares with the other parts.
 """
 
 from __future__ import annotations
@@ -11,24 +13,32 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dpserver.frames import Floats, Frames
+from dpserver.frames import Floats, Frames, Ints
 from dpserver.kernels.threads import Threads
-from dpserver.kernels.waves import add_pairs, add_waves
+from dpserver.kernels.waves import add_factors, add_pairs, add_pairs_of, add_waves, find_factors, list_waves
 from dpserver.models.config import ElectrostaticsConfig
 from dpserver.models.coulomb import reach_of
-from dpserver.models.electrostatics_mesh import Mesh, inverse_of, round_size, volume
+from dpserver.models.electrostatics_mesh import Mesh, inverse_of, order_of, round_size, spacing_of, volume
 from dpserver.models.electrostatics_work import Box, check_work
 from dpserver.models.memory import check_room
+from dpserver.models.wholes import totals
+from dpserver.parts import Parts, add_up, gather
 from dpserver.units import COULOMB
 
-_WAVE_COST, _MESH_COST, _ATOM_COST, _POINT_COST = 2e-9, 1e-3, 1.2e-6, 2.5e-8
-"""Seconds for a wave and an atom, for a mesh, for an atom on it and for each of its points, on one core."""
+_WAVE_COST, _MESH_COST, _POINT_COST = 3.2e-10, 1e-4, 1e-8
+"""Seconds for a wave and an atom, for a mesh, and for each of its points, on one core."""
+_ATOM_COST = {8: 2.6e-7, 12: 7.6e-7}
+"""Seconds for an atom on a mesh, by the order of its splines."""
 _BARE_WAVE_COST, _TRIAL_COST, _PAIR_COST = 1.3e-8, 2.5e-9, 3e-8
 """Seconds for a wave without any atom, for a triple of components that may be one, and for a pair of atoms."""
-_POINT_BYTES, _ATOM_BYTES, _PHASE_BYTES = 40, 450, 16
-"""Of a point of a mesh and of an atom on it, and of an atom's phase by one component of a wave."""
+_POINT_BYTES, _ATOM_BYTES, _PHASE_BYTES, _WAVE_BYTES = 24, 500, 16, 100
+"""Of a point of a mesh and of an atom on it, of an atom's phase by one component of a wave, and of a wave in parts."""
+_SHARED_BYTES = 16
+"""Of a point of a mesh that is shared with other parts, at most, for what is sent and what comes."""
 _LARGE = 1e8
 """Bytes that are not taken without a look at what is left."""
+_THREADS = 2
+"""For how many the cheaper method is chosen: whatever their number, and that of the ranks, answers are the same."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,19 +76,22 @@ class ChargeSum:
         """Sum the interaction in each structure of a batch.
 
         Args:
-            frames: structures that `electrostatics.checked` lets pass.
-            charges: of their atoms, (n_atoms,), e.
+            frames: structures that `electrostatics.checked` lets pass, or parts of such: then what is found at their
+                atoms, 0 for ghosts, and virials that add up to that of the structure.
+            charges: of their atoms, (n_atoms,), e; not looked at for ghosts.
 
         Raises:
             StructureError: the sum would take too long, see `electrostatics_work.check_work`.
             MemoryError: there is no room for it.
+            AbandonedError: another part of a structure has failed.
         """
         n, offsets = frames.n_atoms, frames.offsets
         potential, gradient, virial = np.zeros(n), np.zeros((n, 3)), np.zeros((frames.n_frames, 3, 3))
         methods = [self.method_for(frames, k) for k in range(frames.n_frames)]
         for k, method in enumerate(methods):
             self._check(frames, k, method)
-        small = iter([k for k, method in enumerate(methods) if method != "pme"])
+        parts = _parts(frames)
+        small = iter([k for k, method in enumerate(methods) if method != "pme" and k not in parts])
         with self._lock:
             todo = threading.Lock()
 
@@ -93,21 +106,27 @@ class ChargeSum:
                     potential[atoms], gradient[atoms], virial[k] = found
 
             self._threads.run(work)
-            for k in (k for k, method in enumerate(methods) if method == "pme"):
+            for k in (k for k, method in enumerate(methods) if method == "pme" and k not in parts):
                 atoms = slice(offsets[k], offsets[k + 1])
                 found = self._on_mesh(frames.positions[atoms], charges[atoms], frames.cell[k])
                 potential[atoms], gradient[atoms], virial[k] = found
+            sums = totals(frames, charges[:, None])[:, 0] if parts else np.zeros(0)
+            for k in parts:
+                own = _own(frames, k)
+                found = self._in_part(frames, k, methods[k], own, charges[own], float(sums[k]))
+                potential[own], gradient[own], virial[k] = found
+        charges = charges if frames.is_ghost is None else np.where(frames.is_ghost, 0.0, charges)
         gradient *= charges[:, None]
         return Interaction(0.5 * charges * potential, potential, gradient, virial)
 
     def method_for(self, frames: Frames, frame: int) -> str:
         """How a structure is summed: `pairs`, `ewald` or `pme`."""
-        if not frames.pbc[frame].any():
+        n, box = _whole(frames, frame)
+        if box is None:
             return "pairs"
         if self.config.method != "auto":
             return self.config.method
-        n, box = int(frames.counts[frame]), Box.of(frames.cell[frame])
-        return "ewald" if self._ewald_seconds(n, box) < self._mesh_seconds(n, box) else "pme"
+        return "ewald" if self._ewald_seconds(n, box) < self._mesh_seconds(n, box, _THREADS) else "pme"
 
     def warm_up(self) -> None:
         """Have the machine code of every way to sum made."""
@@ -116,32 +135,36 @@ class ChargeSum:
             for method in ("pairs", "ewald"):
                 self._directly(positions, charges, cell, method)
             self._on_mesh(positions, charges, cell)
+            self._with_factors(positions, charges, cell, None)
+            add_pairs_of(positions, charges, 0, np.array([1.0, 1.0]), np.zeros(2), np.zeros((3, 2)), np.zeros((3, 3)))
 
     def _ewald_seconds(self, n_atoms: int, box: Box) -> float:
         """On one core, by which one structure is summed."""
         reach = reach_of(self.config)
         return (_WAVE_COST * n_atoms + _BARE_WAVE_COST) * box.waves(reach) + _TRIAL_COST * box.tried(reach)
 
-    def _mesh_seconds(self, n_atoms: int, box: Box) -> float:
-        """On all threads."""
-        return _MESH_COST + (n_atoms * _ATOM_COST + _POINT_COST * self._points(box)) / self._threads.count
+    def _mesh_seconds(self, n_atoms: int, box: Box, n_threads: int) -> float:
+        """On so many threads."""
+        for_atoms = n_atoms * _ATOM_COST[order_of(self.config.accuracy)]
+        return _MESH_COST + (for_atoms + _POINT_COST * self._points(box)) / n_threads
 
     def _points(self, box: Box) -> float:
         """How many a mesh for a cell has, as a float: no cell is too large for one."""
         return math.prod(float(size) for size in self._sizes(box))
 
     def _check(self, frames: Frames, frame: int, method: str) -> None:
-        """Refuse a structure that would take too long."""
-        n = int(frames.counts[frame])
-        if method == "pairs":
+        """Refuse a structure that would take too long; all parts of one do, or none."""
+        n, box = _whole(frames, frame)
+        if box is None:
             pairs = n * (n - 1) / 2
             check_work(_PAIR_COST * pairs, n, None, f"{pairs:.2g} pairs", self.config)
             return
-        box, reach = Box.of(frames.cell[frame]), reach_of(self.config)
         if method == "ewald":
-            check_work(self._ewald_seconds(n, box), n, box, f"{box.waves(reach):.2g} waves", self.config)
-        else:
-            check_work(self._mesh_seconds(n, box), n, box, f"{self._points(box):.2g} points of a mesh", self.config)
+            waves = box.waves(reach_of(self.config))
+            check_work(self._ewald_seconds(n, box), n, box, f"{waves:.2g} waves", self.config)
+            return
+        seconds = self._mesh_seconds(n, box, self._threads.count if frames.wholes is None else 1)
+        check_work(seconds, n, box, f"{self._points(box):.2g} points of a mesh", self.config)
 
     def _directly(self, positions: Floats, charges: Floats, cell: Floats, method: str) -> tuple[Floats, Floats, Floats]:
         """Potential (n,), its gradient (n, 3) and virial (3, 3) of one structure without a mesh."""
@@ -160,34 +183,103 @@ class ChargeSum:
         self._add_constants(charges, cell, potential, virial)
         return potential, gradient.T, virial
 
-    def _on_mesh(self, positions: Floats, charges: Floats, cell: Floats) -> tuple[Floats, Floats, Floats]:
-        """The same on a mesh, by all threads."""
+    def _in_part(
+        self, frames: Frames, frame: int, method: str, own: Ints, charges: Floats, total: float
+    ) -> tuple[Floats, Floats, Floats]:
+        """Potential, its gradient and virial of some atoms of a structure, given the sum of all its charges, e."""
+        wholes = frames.wholes
+        if wholes is None:
+            raise ValueError(f"frame {frame} is no part of a structure")
+        positions, cell, parts = frames.positions[own], wholes.cell[frame], wholes.parts
+        if method == "pairs":
+            potential, gradient, virial = np.zeros(len(own)), np.zeros((3, len(own))), np.zeros((3, 3))
+            rows, first = gather(parts, np.column_stack([positions, charges]))
+            everywhere, every, shape = rows[:, :3].copy(), rows[:, 3].copy(), np.array([self.config.sigma, COULOMB])
+            add_pairs_of(everywhere, every, first, shape, potential, gradient, virial)
+            return potential, gradient.T, virial
+        if method == "pme":
+            return self._on_mesh(positions, charges, cell, parts, total)
+        potential, gradient, virial = self._with_factors(positions, charges, cell, parts)
+        self._add_constants(charges, cell, potential, virial, parts, total)
+        return potential, gradient, virial
+
+    def _with_factors(
+        self, positions: Floats, charges: Floats, cell: Floats, parts: Parts | None
+    ) -> tuple[Floats, Floats, Floats]:
+        """What the waves make of the atoms of a part, once their structure factors are added up."""
+        n, reach, box = len(charges), reach_of(self.config), Box.of(cell)
+        longest, inverse = np.array(box.longest(reach), dtype=np.int64), inverse_of(cell)
+        needed = _PHASE_BYTES * n * float(longest.sum() + 3) + _WAVE_BYTES * box.waves(reach)
+        if needed > _LARGE:
+            check_room(needed, f"the Ewald sum of the charges of {n} atoms in {box}")
+        potential, gradient, virial = np.zeros(n), np.zeros((3, n)), np.zeros((3, 3))
+        waves = list_waves(inverse, longest, reach**2)
+        factors = np.zeros((2, len(waves)))
+        find_factors(positions, charges, inverse, waves, factors)
+        if parts is not None:
+            add_up(parts, factors)
+        shape = np.array([self.config.sigma**2, 8 * math.pi * COULOMB / volume(cell)])
+        add_factors(positions, inverse, waves, shape, factors, potential, gradient, virial)
+        return potential, gradient.T, _once(virial, parts)
+
+    def _on_mesh(
+        self, positions: Floats, charges: Floats, cell: Floats, parts: Parts | None = None, total: float | None = None
+    ) -> tuple[Floats, Floats, Floats]:
+        """The same on a mesh, by all threads; of the atoms of a part, with the sum of the charges of all."""
         box = Box.of(cell)
         sizes = self._sizes(box)
         if sizes not in self._meshes:
             self._meshes.clear()
-            needed = _POINT_BYTES * float(math.prod(sizes)) + _ATOM_BYTES * len(charges)
+            bytes_of_point = _POINT_BYTES + (0 if parts is None else _SHARED_BYTES)
+            needed = bytes_of_point * float(math.prod(sizes)) + _ATOM_BYTES * len(charges)
             if needed > _LARGE:
                 check_room(needed, f"the mesh for the charges of {len(charges)} atoms in {box}")
-            self._meshes[sizes] = Mesh(sizes, self.config.sigma, self._threads)
-        potential, gradient, virial = self._meshes[sizes].evaluate(positions, charges, cell)
-        self._add_constants(charges, cell, potential, virial)
+            self._meshes[sizes] = Mesh(sizes, order_of(self.config.accuracy), self.config.sigma, self._threads)
+        potential, gradient, virial = self._meshes[sizes].evaluate(positions, charges, cell, parts)
+        self._add_constants(charges, cell, potential, virial, parts, total)
         return potential, gradient, virial
 
-    def _add_constants(self, charges: Floats, cell: Floats, potential: Floats, virial: Floats) -> None:
+    def _add_constants(
+        self,
+        charges: Floats,
+        cell: Floats,
+        potential: Floats,
+        virial: Floats,
+        parts: Parts | None = None,
+        total: float | None = None,
+    ) -> None:
         """What the waves count of an atom's own charge, and the background of structures that are not neutral."""
-        sigma, total = self.config.sigma, float(charges.sum())
+        sigma, total = self.config.sigma, float(charges.sum()) if total is None else total
         potential -= charges * (COULOMB / (sigma * math.sqrt(math.pi)))
         background = 4 * math.pi * COULOMB * sigma**2 * total / volume(cell)
         potential -= background
-        virial -= 0.5 * background * total * np.eye(3)
+        virial -= _once(0.5 * background * total * np.eye(3), parts)
 
     def _sizes(self, box: Box) -> tuple[int, ...]:
         """Points of a mesh that is fine enough, along each lattice vector."""
-        return tuple(round_size(math.ceil(length / self._spacing)) for length in box.lengths)
+        spacing, order = spacing_of(self.config.sigma, self.config.accuracy), order_of(self.config.accuracy)
+        return tuple(round_size(math.ceil(length / spacing), order) for length in box.lengths)
 
-    @property
-    def _spacing(self) -> float:
-        """Distance of the points of a mesh that is fine enough, Å."""
-        fineness: float = max(1.0, (0.015 / self.config.accuracy) ** (1 / 7.7))  # fits what was measured, see docs
-        return math.sqrt(2) * self.config.sigma / fineness
+
+def _parts(frames: Frames) -> list[int]:
+    """The frames that are parts of structures."""
+    return [] if frames.wholes is None else np.flatnonzero(frames.wholes.is_part).tolist()
+
+
+def _own(frames: Frames, frame: int) -> Ints:
+    """The atoms of a frame that are no ghosts."""
+    is_own = frames.frame_idx == frame
+    return np.flatnonzero(is_own if frames.is_ghost is None else is_own & ~frames.is_ghost)
+
+
+def _whole(frames: Frames, frame: int) -> tuple[int, Box | None]:
+    """Atoms and cell of a structure, which a frame may be a part of; no cell where it is open."""
+    n, pbc, cell, wholes = int(frames.counts[frame]), frames.pbc[frame], frames.cell[frame], frames.wholes
+    if wholes is not None and wholes.counts[frame]:
+        n, pbc, cell = int(wholes.counts[frame]), wholes.pbc[frame], wholes.cell[frame]
+    return n, Box.of(cell) if pbc.any() else None
+
+
+def _once(virial: Floats, parts: Parts | None) -> Floats:
+    """A virial that each part finds for the whole: the first one counts it."""
+    return virial if parts is None or parts.number == 0 else np.zeros_like(virial)

@@ -36,8 +36,10 @@ class Box:
     @classmethod
     def of(cls, cell: Floats) -> Box:
         """Of lattice vectors as rows, (3, 3), none of them 0, Å."""
-        lengths = tuple(math.hypot(*row) for row in cell.tolist())
-        return cls(lengths, abs(float(np.linalg.det(cell / np.array(lengths)[:, None]))) * math.prod(lengths))
+        rows = cell.tolist()
+        lengths = tuple(math.hypot(*row) for row in rows)
+        (a, b, c), (d, e, f), (g, h, i) = ([x / n for x in row] for row, n in zip(rows, lengths, strict=True))
+        return cls(lengths, abs(a * (e * i - f * h) + b * (f * g - d * i) + c * (d * h - e * g)) * math.prod(lengths))
 
     def longest(self, reach: float) -> tuple[float, ...]:
         """Largest component, along each reciprocal lattice vector, of waves up to a length in Å⁻¹."""

@@ -11,6 +11,7 @@ import numpy as np
 from dpserver.kernels import local_frames, simd
 from dpserver.kernels.layout import FrameModel, FrameSpace
 from dpserver.models.assembly import Assembly, dtype_of
+from dpserver.models.curves import charge_nets
 from dpserver.models.loc_frame import LocFrame
 from dpserver.models.packing import ALIGNMENT, NetSizes, Store
 from dpserver.models.planning import rounded
@@ -60,10 +61,11 @@ def descriptor_of(member: Potential) -> LocFrame:
 def assemble_frames(members: Sequence[Potential]) -> Assembly:
     """Lay out potentials of one cutoff, the same numbers of neighbours, axes and species."""
     config, n_species = descriptor_of(members[0]).config, len(members[0].species)
-    store = Store(dtype_of(members[0]), len(members), n_species)
+    has_charges = charge_nets(members[0]) is not None
+    store = Store(dtype_of(members[0]), len(members), n_species, has_charges=has_charges)
     for m, member in enumerate(members):
         for c in range(n_species):
-            store.add_net(member, (m, c))
+            store.add_nets(member, (m, c))
     n_full, n_radial = np.array(config.sel_a, dtype=np.int64), np.array(config.sel_r, dtype=np.int64)
     full_at = 4 * (np.cumsum(n_full) - n_full)
     radial_at = 4 * n_full.sum() + np.cumsum(n_radial) - n_radial

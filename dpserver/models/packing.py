@@ -1,4 +1,4 @@
-"""Fitting nets, and all other numbers in their precision, as the CPU kernels read them."""
+"""Fitting nets, those for charges, and all other numbers in their precision, as the CPU kernels read them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dpserver.kernels import layout, simd
 from dpserver.kernels.activations import code
 from dpserver.kernels.fitting import pack, padded
 from dpserver.kernels.layout import Nets, NetSpace
-from dpserver.models.planning import constant_of, layers_of, rounded, skip_of
+from dpserver.models.planning import Net, nets_of, rounded, skip_of, split_first
 
 if TYPE_CHECKING:
     from dpserver.models.networks import Layer
@@ -54,6 +54,7 @@ class Store:
     Args:
         dtype: of weights.
         n_members: of potentials; n_species: number of species.
+        has_charges: whether they have nets for charges.
 
     Attributes:
         dtype: the same.
@@ -61,14 +62,15 @@ class Store:
         sizes: of the nets.
     """
 
-    def __init__(self, dtype: Any, n_members: int, n_species: int) -> None:
+    def __init__(self, dtype: Any, n_members: int, n_species: int, *, has_charges: bool = False) -> None:
         self.dtype = np.dtype(dtype)
         self.lanes = simd.lanes(dtype)
         self.sizes = NetSizes()
         self._weights: list[Any] = []
         self._n_weights = self._most = 0
         self._heads = np.zeros((n_members, n_species), dtype=layout.HEAD)
-        self._bias = np.zeros((n_members, n_species))
+        self._charge_heads = np.zeros((n_members if has_charges else 0, n_species), dtype=layout.HEAD)
+        self._bias, self._charge_bias = np.zeros(self._heads.shape), np.zeros(self._charge_heads.shape)
         self._layers: list[dict[str, int]] = []
         self._layer_parameter: list[float] = []
 
@@ -94,28 +96,34 @@ class Store:
         """Let there be as many zeros as columns of a product."""
         self._most = max(self._most, columns)
 
-    def add_net(self, member: Potential, where: tuple[int, int], first: Floats | None = None) -> None:
-        """Keep the fitting net of a member for one species.
+    def add_nets(self, member: Potential, where: tuple[int, int], first: Floats | None = None) -> None:
+        """Keep the nets of a member for one species: that of energies, and that of charges where there is one.
 
         Args:
             member: the potential.
             where: its number, and the species.
-            first: weights of the first layer, for inputs that are not the descriptor itself; then there are further
-                columns that carry on what of the descriptor is added to the output, see `planning.skip_of`.
+            first: weights of their first layers side by side, for inputs that are not the descriptor itself; see
+                `planning.first_layers`.
         """
-        centre = where[1]
-        layers = layers_of(member, centre)
+        nets = nets_of(member, where[1])
+        firsts = [None] * len(nets) if first is None else split_first(nets, first, self.dtype)
+        self._bias[where] = nets[0].constant
+        self._add_net(nets[0], self._heads[where], firsts[0])
+        if len(nets) > 1:
+            self._charge_bias[where] = nets[1].constant
+            self._add_net(nets[1], self._charge_heads[where], firsts[1])
+
+    def _add_net(self, net: Net, head: Any, first: Floats | None) -> None:
+        """Keep one net, with weights of its first layer or with others."""
         layer_at = len(self._layers)
-        activation, parameter = code(member.config.fitting_net.activation_function)
-        for number, layer in enumerate(layers[:-1]):
+        activation, parameter = code(net.activation_function)
+        for number, layer in enumerate(net.layers):
             self._add_layer(layer, first if number == 0 else None, activation)
             self._layer_parameter.append(parameter)
         here = self._layers[layer_at:]
         products = [max(layer["product"], layer["n_in_padded"] if k else 0) for k, layer in enumerate(here)]
-        head = self._heads[where]
         head["n_inputs"], head["layer_at"], head["n_layers"] = here[0]["n_in"], layer_at, len(here)
-        head["last_at"] = self.add_padded(layers[-1].weight.detach().double().numpy()[:, 0], here[-1]["width"])
-        self._bias[where] = constant_of(member, centre)
+        head["last_at"] = self.add_padded(net.last, here[-1]["width"])
         self.sizes = NetSizes(
             max(self.sizes.inputs, here[0]["n_in_padded"]),
             max(self.sizes.outputs, sum(layer["width"] for layer in here)),
@@ -156,4 +164,13 @@ class Store:
         zeros_at = self.add(np.zeros(max(self._most, *vars(self.sizes).values())))
         weights = aligned(self._n_weights, self.dtype)
         weights[:] = np.concatenate(self._weights)
-        return Nets(self._heads, layers, np.array(self._layer_parameter), self._bias, weights, zeros_at)
+        return Nets(
+            self._heads,
+            self._charge_heads,
+            layers,
+            np.array(self._layer_parameter),
+            self._bias,
+            self._charge_bias,
+            weights,
+            zeros_at,
+        )

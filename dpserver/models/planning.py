@@ -25,6 +25,7 @@ from dpserver.models.curves import (
     Tabulated,
     argument,
     break_of,
+    charge_nets,
     descriptor_of,
     expected_of,
     features,
@@ -39,6 +40,8 @@ from dpserver.models.se_e2_r import SCALE, SeE2R
 from dpserver.neighbors.lists import CLOSEST
 
 if TYPE_CHECKING:
+    from dpserver.models.config.electrostatics import ChargeNetConfig
+    from dpserver.models.fitting import Fitting
     from dpserver.models.potential import Potential
 
 REACH: Final = (0.5, 0.8)
@@ -71,7 +74,7 @@ class Plan:
         starts: place of each table's columns in a row of moments.
         columns: length of such a row.
         mix: from columns to channels, (columns, n_channels), or None.
-        products: inputs of the fitting net, with the weights of its first layer.
+        products: inputs of the nets, with the weights of their first layers, see `first_layers`.
     """
 
     tables: list[Table]
@@ -99,7 +102,7 @@ def make_plan(member: Potential, centre: int, reach: Floats, dtype: Any, toleran
         distances.append(np.linspace(reach[k], descriptor.rcut, _SAMPLES))
     if isinstance(descriptor, SeE2R):
         return _plan_of_sums(member, descriptor, centre, dtype, list(zip(tabulations, distances, strict=True)))
-    first = _first_layer(member, centre, dtype)
+    first = first_layers(member, centre, dtype)
     shape = (descriptor.config.neuron[-1], descriptor.config.axis_neuron, first.shape[1])
     weights = np.asarray(first.reshape(shape) / sum(descriptor.sel) ** 2)
     n_channels = len(weights)
@@ -153,7 +156,7 @@ def _plan_of_sums(
         sampled: each species' functions, and distances where they are sampled.
     """
     lanes, n_species = simd.lanes(dtype), descriptor.n_species
-    weights = _first_layer(member, centre, dtype) * (SCALE / sum(descriptor.sel))
+    weights = first_layers(member, centre, dtype) * (SCALE / sum(descriptor.sel))
     constants = np.array([0.0, float(descriptor.davg[centre, 0])])
     counted = [product(features(descriptor, centre, k)(constants, 0)[0], weights) for k in range(n_species)]
 
@@ -209,18 +212,68 @@ def _operations(plan: Plan, descriptor: Tabulated) -> float:
     return found if plan.mix is None else found + 16.0 * plan.mix.size
 
 
-def _first_layer(member: Potential, centre: int, dtype: Any) -> Floats:
-    """Weights of the first layer, (n_features, n_columns).
+@dataclass(frozen=True, eq=False)
+class Net:
+    """A net of the atoms of one species, its last layer apart.
 
-    Where D itself is added to the output of the layer there are further columns, from `skip_of` on, that carry it on.
+    Attributes:
+        layers: hidden ones.
+        activation_function: its name.
+        last: weights of the last layer, which is linear, (n,).
+        constant: what is added to its product with its input.
     """
-    layer = layers_of(member, centre)[0]
-    weights = layer.weight.detach().double().numpy()
-    if layer.copies:
-        carried = np.tile(np.eye(len(weights)), layer.copies)
-        gap = np.zeros((len(weights), skip_of(layer, dtype) - weights.shape[1]))
-        weights = np.concatenate([weights, gap, carried], axis=1)
-    return np.asarray(weights)
+
+    layers: list[Layer]
+    activation_function: str
+    last: Floats
+    constant: float
+
+
+@torch.no_grad()
+def nets_of(member: Potential, centre: int) -> list[Net]:
+    """The net of energies of a species, in eV, and that of charges, in e, if surroundings decide these."""
+    *hidden, last = layers_of(member, centre)
+    name = member.config.fitting_net.activation_function
+    nets = [Net(hidden, name, _weights(last)[:, 0], constant_of(member, centre))]
+    if (charges := charge_nets(member)) is not None:
+        *hidden, last = _layers(member, charges, centre)
+        net = _environment(member)
+        constant = net.scale * float(last.bias)
+        nets.append(Net(hidden, net.activation_function, net.scale * _weights(last)[:, 0], constant))
+    return nets
+
+
+def _environment(member: Potential) -> ChargeNetConfig:
+    """What is said of the nets for charges of a potential that has some."""
+    section = member.config.electrostatics
+    if section is None or section.environment is None:
+        raise TypeError("the charges of this potential do not depend on the surroundings")
+    return section.environment
+
+
+def first_layers(member: Potential, centre: int, dtype: Any) -> Floats:
+    """Weights of the first layers of all nets of a species, side by side, (n_features, n_columns).
+
+    Where D itself is added to the output of a layer there are further columns, from `skip_of` on, that carry it on.
+    """
+    parts = []
+    for net in nets_of(member, centre):
+        layer, weights = net.layers[0], _weights(net.layers[0])
+        parts.append(weights)
+        if layer.copies:
+            parts.append(np.zeros((len(weights), skip_of(layer, dtype) - weights.shape[1])))
+            parts.append(np.tile(np.eye(len(weights)), layer.copies))
+    return np.concatenate(parts, axis=1)
+
+
+def split_first(nets: Sequence[Net], weights: Floats, dtype: Any) -> list[Floats]:
+    """Weights of the first layers of all nets, from those side by side; see `first_layers`."""
+    widths = []
+    for net in nets:
+        layer = net.layers[0]
+        n_out = layer.weight.shape[1]
+        widths.append(skip_of(layer, dtype) + n_out if layer.copies else n_out)
+    return np.split(weights, np.cumsum(widths)[:-1], axis=1)
 
 
 def skip_of(layer: Layer, dtype: Any) -> int:
@@ -230,14 +283,24 @@ def skip_of(layer: Layer, dtype: Any) -> int:
 
 def layers_of(member: Potential, centre: int) -> list[Layer]:
     """The layers of a fitting net, the linear last one as well; it is all zeros for atoms without energy."""
-    layers = [layer for layer in member.fitting.net_of(centre).children() if isinstance(layer, Layer)]
-    if (descriptor := tabulated(member)) is not None:
-        layers[0] = without_types(descriptor, layers[0], centre)
+    layers = _layers(member, member.fitting, centre)
     if centre in member.absent:
         layers[-1] = deepcopy(layers[-1])
         for parameter in layers[-1].parameters():
             torch.nn.init.zeros_(parameter)
     return layers
+
+
+def _layers(member: Potential, fitting: Fitting, centre: int) -> list[Layer]:
+    """The layers of the net of a species, which is told nothing but the descriptor."""
+    layers = [layer for layer in fitting.net_of(centre).children() if isinstance(layer, Layer)]
+    if (descriptor := tabulated(member)) is not None:
+        layers[0] = without_types(descriptor, layers[0], centre)
+    return layers
+
+
+def _weights(layer: Layer) -> Floats:
+    return np.asarray(layer.weight.detach().double().numpy())
 
 
 @torch.no_grad()

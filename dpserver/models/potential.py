@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpserver.defaults import TABLE_ERROR
 from dpserver.errors import ConfigError
 from dpserver.frames import Floats, ForceResult, Frames
 from dpserver.models.accelerated import Accelerated
 from dpserver.models.atomic import AtomicModel
-from dpserver.models.compilation import TABLE_ERROR, Compilation
+from dpserver.models.compilation import Compilation
 from dpserver.models.config import EnergyFittingConfig, ModelConfig
 from dpserver.models.description import Description
 from dpserver.models.descriptors import make_descriptor
@@ -151,7 +152,28 @@ class Potential(AtomicModel):
     @property
     def can_cut(self) -> bool:
         """Whether a structure can be evaluated in parts, with ghosts, as it is over ranks."""
-        return super().can_cut and self.electrostatics is None
+        has_joint_charges = self._compilation is not None and self._compilation.has_joint_charges
+        return super().can_cut and (self.electrostatics is None or has_joint_charges)
+
+    @property
+    def whole_because(self) -> str:
+        """Why it cannot, in words."""
+        charged = "its charges interact at all distances, and torch sums them for whole structures; install numba"
+        return charged if super().can_cut else super().whole_because
+
+    @property
+    def has_long_range(self) -> bool:
+        """Whether parts of a structure have to be evaluated at the same time, with `Frames.wholes`."""
+        return self.electrostatics is not None
+
+    def check_wholes(self, frames: Frames) -> None:
+        """Refuse structures whose charges have no answer, as long as they are not in parts.
+
+        Raises:
+            StructureError: a structure is periodic in some directions only, or its fixed charges do not add up.
+        """
+        if self.electrostatics is not None:
+            self.electrostatics.check(frames)
 
     def without_charges(self) -> Potential:
         """The same model without its charges: what has a short range. It has the same weights, not copies of them."""
@@ -172,7 +194,7 @@ class Potential(AtomicModel):
         Returns:
             (n_atoms,), float64, eV.
         """
-        return self.energies_of(graph, self._describe(graph, r_ij), r_ij, placement)
+        return self.energies_of(graph, self.describe(graph, r_ij), r_ij, placement)
 
     def energies_of(
         self, graph: Graph, described: list[Description] | None, r_ij: Tensor, placement: Placement | None = None
@@ -198,12 +220,14 @@ class Potential(AtomicModel):
         self.check(frames)
         if self.electrostatics is None:
             return np.zeros(frames.n_atoms)
+        if self._compilation is not None and (fast := self._compilation.charged()) is not None:
+            return fast.charges(frames)
         with torch.no_grad():
             graph = self.graph(frames)
-            described = None if self.electrostatics.nets is None else self._describe(graph, graph.vectors())
+            described = None if self.electrostatics.nets is None else self.describe(graph, graph.vectors())
             return self.electrostatics.of_atoms(graph, described).cpu().numpy()
 
-    def _describe(self, graph: Graph, r_ij: Tensor) -> list[Description] | None:
+    def describe(self, graph: Graph, r_ij: Tensor) -> list[Description] | None:
         """The descriptors of the atoms of each species; None without a descriptor."""
         if not len(self.fitting):
             return None

@@ -10,13 +10,11 @@ import numpy as np
 from dpserver.errors import DeviceError, DPServerError
 from dpserver.parallel.communicator import Communicator, Place
 from dpserver.parallel.exchange import Channel, Command, Status, error_of
-from dpserver.parallel.waiting import Patience
+from dpserver.parallel.meeting import Meeting
+from dpserver.parallel.waiting import SECONDS_TO_NOTICE, Patience
 
 SPIN: Final = 1e-3
 """s: how long rank 0 looks for answers without a pause: it waits for those only who are at work, like itself before."""
-
-_SECONDS_TO_NOTICE: Final = 2.0
-"""Within which it is known that a rank has gone."""
 
 
 class Crew:
@@ -29,6 +27,7 @@ class Crew:
     """
 
     def __init__(self, group: Communicator, places: Sequence[Place], patience: Patience) -> None:
+        self._group = group
         self.places = tuple(places)
         self._patience = patience
         self.channels = {rank: Channel(group, rank, patience) for rank in range(1, group.size)}
@@ -37,6 +36,10 @@ class Crew:
     def size(self) -> int:
         """How many ranks there are, rank 0 included."""
         return len(self.channels) + 1
+
+    def meet(self, group_of: Sequence[int]) -> Meeting:
+        """A meeting of rank 0 with others that evaluate parts of the same structures; see `Meeting`."""
+        return Meeting(self._group, group_of, self._patience)
 
     def send_model(self, *files: bytes) -> None:
         """Begin to send files to all: that of the model, and those of up to two more beside it; see `await_model`."""
@@ -84,10 +87,7 @@ class Crew:
         """
         if isinstance(error, DPServerError | MemoryError | ValueError):
             return
-        deadline = self._patience.clock() + _SECONDS_TO_NOTICE
-        while self._patience.clock() < deadline:
-            self._patience.check()
-            self._patience.sleep(self._patience.longest)
+        self._patience.linger(SECONDS_TO_NOTICE)
 
     def dismiss(self) -> None:
         """Tell all that it is over."""

@@ -3,6 +3,7 @@
     to a worker    MODEL   files of models, bytes           STEP   numbers of a form, float64
                    FORM    a `Form`, integers               STOP   nothing
     to rank 0      an answer to MODEL or STEP: how it went, seconds, and float64; or in words why not
+    between any    what parts of a structure have to tell each other, see `meeting`
 
 Nothing here waits in MPI, where waiting takes a core: what is to come is looked for, see `Patience`. Forms that were
 sent are remembered on both sides, the same number of them, so that neither has to tell the other what it forgets.
@@ -18,7 +19,7 @@ from typing import Any, Final, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dpserver.errors import ConfigError, DeviceError, DPServerError, ModelFileError, StructureError
+from dpserver.errors import AbandonedError, ConfigError, DeviceError, DPServerError, ModelFileError, StructureError
 from dpserver.frames import Floats, Ints
 from dpserver.parallel.communicator import Communicator, Pending
 from dpserver.parallel.waiting import Patience
@@ -33,10 +34,12 @@ _TRANSFER: Final = 5e-3
 
 
 class Tag(IntEnum):
-    """Of the two halves of a message."""
+    """Of the two halves of a message, and of what is said in a `meeting`."""
 
     HEAD = 1
     BODY = 2
+    WORD = 3
+    PART = 4
 
 
 class Command(IntEnum):
@@ -52,7 +55,10 @@ class Command(IntEnum):
 
 
 class Status(IntEnum):
-    """How it went; the first number of a head to rank 0, before nanoseconds and `packing.Contents`."""
+    """How it went; the first number of a head to rank 0.
+
+    What follows after DONE are nanoseconds, `packing.Contents`, and nanoseconds spent waiting for other parts.
+    """
 
     DONE = 0
     STRUCTURE = 1
@@ -61,6 +67,7 @@ class Status(IntEnum):
     CONFIG = 4
     DEVICE = 5
     FAILED = 6
+    ABANDONED = 7
 
 
 _SIZE: Final = HEAD - 1  # place of the size of the body
@@ -69,6 +76,7 @@ _KINDS: Final[dict[Status, type[DPServerError]]] = {
     Status.MODEL: ModelFileError,
     Status.CONFIG: ConfigError,
     Status.DEVICE: DeviceError,
+    Status.ABANDONED: AbandonedError,
 }
 
 T = TypeVar("T")

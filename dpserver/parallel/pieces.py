@@ -25,8 +25,8 @@ class Pieces(Wrapped):
     atoms as have failed, and these again, until they fit, and so are those that come after it.
 
     Args:
-        model: evaluates; only one that says by `can_cut` that it can be evaluated in parts ever is. It raises an error
-            that says so when the memory is full.
+        model: evaluates; only one that says by `can_cut` that it can be evaluated in parts ever is, and only if these
+            need not be evaluated at the same time. It raises an error that says so when the memory is full.
 
     Attributes:
         most_centres: that have been found to fit; None while nothing has failed.
@@ -52,7 +52,7 @@ class Pieces(Wrapped):
             found = self._try(frames)
             if not isinstance(found, Exception):
                 return found
-            if frames.n_frames != 1 or not self.can_cut:
+            if frames.n_frames != 1 or not self.can_cut or self.has_long_range:
                 raise found
             self._learn(n_centres, found)
         frames.check(len(self.species))

@@ -13,14 +13,15 @@ from typing import Final
 import numpy as np
 
 from dpserver.engine.runner import ForceModel, is_out_of_memory
-from dpserver.engine.wrapped import Wrapped, is_cuttable
-from dpserver.errors import ConfigError, DeviceError, DPServerError, StructureError
+from dpserver.engine.wrapped import Wrapped, has_long_range, is_cuttable, why_whole
+from dpserver.errors import AbandonedError, ConfigError, DeviceError, DPServerError, StructureError
 from dpserver.frames import Floats, ForceResult, Frames
 from dpserver.parallel.balance import Balance
 from dpserver.parallel.crew import Crew
 from dpserver.parallel.cuts import Cuts
 from dpserver.parallel.domain import SKIN
 from dpserver.parallel.exchange import MOST_FORMS, Command, Recent, Status, describe
+from dpserver.parallel.meeting import Meeting, MeetingLostError, evaluate
 from dpserver.parallel.packing import Contents, unpack
 from dpserver.parallel.plan import GHOST, Decompose, Plan, Sizes, Speeds, choose, compare
 from dpserver.parallel.refusals import find_culprit, retell
@@ -36,6 +37,9 @@ _REPLAN: Final = (3, 10, 100)
 
 _MANY_NUMBERS: Final = 100_000
 """What goes over the wire tells how long a number takes where there are more, and how long a message where fewer."""
+
+_MEETING: Final = 1e-6
+"""s, for each atom of a structure in parts that meet, before it was measured: a mesh for its charges."""
 
 _MOST_KINDS: Final = 64
 _NEW: Final = 0.2
@@ -96,16 +100,13 @@ class RankedModel(Wrapped):
     ) -> None:
         super().__init__(model)
         self._crew = crew
+        check_decompose(decompose, model)
         self._can_cut = is_cuttable(model)
-        if decompose is Decompose.SPACE and not self._can_cut:
-            raise ConfigError(
-                "--decompose space cuts structures, and this model cannot be evaluated in parts; take beads or auto"
-            )
         self._decompose = decompose if self._can_cut else Decompose.BEADS
         self._reach = model.rcut + skin
         self._cuts = Cuts(model.rcut, skin)
         self._balance = Balance(self._cuts)
-        self._speeds = Speeds()
+        self._speeds = Speeds(meeting=_MEETING if has_long_range(model) else 0.0)
         self._is_measured = self._is_warming_up = False
         self._kinds: OrderedDict[tuple[int, ...], _Kind] = OrderedDict()
         self._layouts: OrderedDict[Hashable, Layout] = OrderedDict()
@@ -143,6 +144,7 @@ class RankedModel(Wrapped):
             ConfigError: the structures have ghosts.
         """
         frames.check(len(self.species))
+        self.check_wholes(frames)
         if not frames.n_frames:
             return self._model.evaluate(frames)
         if frames.is_ghost is not None and frames.is_ghost.any():
@@ -160,17 +162,24 @@ class RankedModel(Wrapped):
         marks.append(time.perf_counter())
         results: list[ForceResult | None] = [None] * self._crew.size
         errors: list[Exception] = []
-        seconds = np.zeros(self._crew.size)
+        seconds, waits = np.zeros(self._crew.size), np.zeros(self._crew.size)
+        meeting = self._meet(layout)
         try:
-            results[0] = self._compute(layout)
+            results[0] = self._compute(layout, meeting)
+        except MeetingLostError as error:
+            if isinstance(error.cause, DeviceError):
+                raise error.cause from None
+            self._crew.blame(error.cause)
+            raise DeviceError(f"{self._crew.places[0]} lost the others: {describe(error.cause)}") from error
         except Exception as error:  # the others are at work, and must be listened to first
-            errors.append(self._named(error, layout))
+            errors.append(self._named(error, layout, meeting))
         marks.append(time.perf_counter())
-        seconds[0] = marks[-1] - marks[-2]
+        waits[0] = 0.0 if meeting is None else meeting.waited
+        seconds[0] = marks[-1] - marks[-2] - waits[0]
         try:
             for rank, share in enumerate(layout.shares):
                 if rank and share is not None:
-                    results[rank], seconds[rank] = self._receive(rank, share, layout, errors)
+                    results[rank], seconds[rank], waits[rank] = self._receive(rank, share, layout, errors)
         except DeviceError:
             raise
         except Exception as error:  # some have been listened to and some have not
@@ -181,7 +190,7 @@ class RankedModel(Wrapped):
             raise _worst(errors)
         found = layout.collect(frames, results)
         marks.append(time.perf_counter())
-        self._note(marks, seconds, layout, kind)
+        self._note(marks, seconds, waits, layout, kind)
         if frames.n_frames == 1 and layout.cuts:
             self._balance.note(frames, layout.cuts[0], seconds[list(kind.plan.ranks[0])])
         return found
@@ -195,11 +204,17 @@ class RankedModel(Wrapped):
             zip(cut, self._cuts.find([frames[f] for f in cut], [len(kind.plan.ranks[f]) for f in cut]), strict=True)
         )
         widths = [None if p is None else p.shape[1] for p in (frames.fparam, frames.aparam)]
-        names = counts, kind.plan.ranks, tuple(id(c) for c in cuts.values()), tuple(widths)
+        ranks = kind.plan.ranks
+        if self.has_long_range:  # who has an empty part would not know where the others meet
+            empty = [f for f, c in cuts.items() if not c.n_owned.all()]
+            ranks = tuple(mine[:1] if f in empty else mine for f, mine in enumerate(ranks))
+            cuts = {f: c for f, c in cuts.items() if f not in empty}
+        names = counts, ranks, tuple(id(c) for c in cuts.values()), tuple(widths)
         key = (*names, frames.types.tobytes(), frames.pbc.tobytes())
         layout = self._layouts.get(key)
         if layout is None:
-            layout = Layout.build(self._n_layouts, frames, kind.plan.ranks, cuts, self._crew.size)
+            n, has_wholes = self._crew.size, self.has_long_range
+            layout = Layout.build(self._n_layouts, frames, ranks, cuts, n, has_wholes=has_wholes)
             self._n_layouts += 1
             self._layouts[key] = layout
             if len(self._layouts) > MOST_FORMS:
@@ -264,37 +279,42 @@ class RankedModel(Wrapped):
         for channel in self._crew.channels.values():
             channel.flush()
 
-    def _compute(self, layout: Layout) -> ForceResult | None:
+    def _meet(self, layout: Layout) -> Meeting | None:
+        """The meeting with those that have the other parts of this rank's structures; None where it has none of any."""
+        share = layout.shares[0]
+        return None if share is None or share.form.wholes is None else self._crew.meet(share.form.wholes.ranks)
+
+    def _compute(self, layout: Layout, meeting: Meeting | None) -> ForceResult | None:
         """Evaluate the share of this rank."""
         share = layout.shares[0]
-        return None if share is None else self._model.evaluate(share.form.frames(self._own))
+        return None if share is None else evaluate(self._model, share.form.frames(self._own, meeting), meeting)
 
     def _receive(
         self, rank: int, share: Share, layout: Layout, errors: list[Exception]
-    ) -> tuple[ForceResult | None, float]:
-        """Wait for the answer of a rank, and for the seconds it took."""
+    ) -> tuple[ForceResult | None, float, float]:
+        """Wait for the answer of a rank, for the seconds it took, and for those it has waited for other parts."""
         channel = self._crew.channels[rank]
-        status, took, n_members, responses, *_, size = channel.receive_head()
+        status, took, n_members, responses, waited, size = channel.receive_head()
         if status != Status.DONE:
             error = self._crew.error(rank, Status(status), size)
             is_refusal = isinstance(error, StructureError)
             errors.append(StructureError(retell(str(error), layout, rank, took)) if is_refusal else error)
-            return None, 0.0
+            return None, 0.0, 0.0
         contents = Contents(n_members, responses)
-        return unpack(channel.receive_body(size), share.form, contents), 1e-9 * took
+        return unpack(channel.receive_body(size), share.form, contents), 1e-9 * took, 1e-9 * waited
 
-    def _named(self, error: Exception, layout: Layout) -> Exception:
+    def _named(self, error: Exception, layout: Layout, meeting: Meeting | None) -> Exception:
         """What this rank has met itself, as if another had."""
         share = layout.shares[0]
         if isinstance(error, StructureError) and share is not None:
-            number, text = find_culprit(self._model, share.form.frames(self._own), error)
+            number, text = find_culprit(self._model, share.form.frames(self._own, meeting), error)
             return StructureError(retell(text, layout, 0, number))
         if isinstance(error, DPServerError) or is_out_of_memory(error):
             return error
         logger.debug("an evaluation failed", exc_info=error)
         return DeviceError(f"{self._crew.places[0]} failed: {describe(error)}")
 
-    def _note(self, marks: Sequence[float], seconds: Floats, layout: Layout, kind: _Kind) -> None:
+    def _note(self, marks: Sequence[float], seconds: Floats, waits: Floats, layout: Layout, kind: _Kind) -> None:
         """Learn from an evaluation."""
         plan, scatter, compute, wait, gather = np.diff(marks)
         t = self.timings
@@ -318,15 +338,32 @@ class RankedModel(Wrapped):
             s.number += new * ((scatter + gather) / numbers - s.number)
         elif len(shares) > 1:
             s.message += new * ((scatter + gather) / (len(shares) - 1) - s.message)
+        each = zip(waits, layout.shares, strict=True)
+        met = [w / share.form.wholes.counts.sum() for w, share in each if share is not None and share.form.wholes]
+        if met:  # who has waited least, has waited for what was on its way, and for nobody
+            s.meeting += new * (min(met) - s.meeting)
+
+
+def check_decompose(decompose: Decompose, model: object) -> None:
+    """Refuse to cut structures for a model that can only be given whole ones.
+
+    Raises:
+        ConfigError: they were to be cut.
+    """
+    if decompose is Decompose.SPACE and not is_cuttable(model):
+        raise ConfigError(
+            f"--decompose space cuts structures, and this model cannot be evaluated in parts: {why_whole(model)}; take "
+            "--decompose beads or auto"
+        )
 
 
 def _worst(errors: Sequence[Exception]) -> Exception:
-    """The error that counts: a lost rank before all, and full memory before a structure that is refused."""
+    """The error that counts: a lost rank before all, full memory before a structure that is refused, causes at all."""
     for kind in (DeviceError, MemoryError):
         for error in errors:
             if isinstance(error, kind):
                 return error
-    return errors[0]
+    return next((error for error in errors if not isinstance(error, AbandonedError)), errors[0])
 
 
 def _volumes(frames: Frames) -> tuple[float, ...]:

@@ -6,7 +6,7 @@ import re
 from typing import Final
 
 from dpserver.engine.runner import ForceModel
-from dpserver.errors import StructureError
+from dpserver.errors import AbandonedError, StructureError
 from dpserver.frames import Frames
 from dpserver.parallel.shares import Layout
 
@@ -16,7 +16,7 @@ _ATOMS: Final = re.compile(r"\b(atoms?) (\d+)(?:( and )(\d+))?")
 
 
 def find_culprit(model: ForceModel, frames: Frames, error: StructureError) -> tuple[int, str]:
-    """Find the structure of a batch that is refused, by evaluating one after the other.
+    """Find the structure of a batch that is refused, by evaluating one after the other, parts without the others.
 
     Args:
         model: has refused the batch.
@@ -33,6 +33,8 @@ def find_culprit(model: ForceModel, frames: Frames, error: StructureError) -> tu
             model.evaluate(frame)
         except StructureError as refusal:
             return number, str(refusal)
+        except AbandonedError:  # a part that by itself could be evaluated
+            continue
     return UNKNOWN, str(error)
 
 

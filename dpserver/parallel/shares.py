@@ -14,6 +14,7 @@ import numpy as np
 
 from dpserver.frames import Bools, CommitteeResult, Floats, ForceResult, Frames, Ints, Responses
 from dpserver.parallel.domain import Decomposition
+from dpserver.parts import Parts, Wholes
 
 _HEAD: Final = 5
 
@@ -34,6 +35,33 @@ class Piece:
 
 
 @dataclass(frozen=True, eq=False)
+class FormOfWholes:
+    """The structures that the frames of a share are parts of, and the ranks that have the other parts.
+
+    Attributes:
+        counts: atoms of each, (n_frames,); 0 for frames that are whole.
+        pbc: (n_frames, 3).
+        ranks: all that have parts, in the order of the parts; each of them has some of every structure.
+    """
+
+    counts: Ints
+    pbc: Bools
+    ranks: tuple[int, ...]
+
+    def encode(self) -> list[Ints]:
+        """Write it as integers."""
+        return [self.counts, self.pbc.ravel().astype(np.int64), np.array(self.ranks, dtype=np.int64)]
+
+    @classmethod
+    def decode(cls, numbers: Ints, n_frames: int) -> FormOfWholes | None:
+        """Read what `encode` wrote; None where it wrote nothing."""
+        if not len(numbers):
+            return None
+        counts, pbc, ranks = np.split(numbers, [n_frames, 4 * n_frames])
+        return cls(counts.copy(), pbc.astype(bool).reshape(-1, 3), tuple(ranks.tolist()))
+
+
+@dataclass(frozen=True, eq=False)
 class Form:
     """What a share has in every step.
 
@@ -44,6 +72,7 @@ class Form:
         counts: atoms of each frame, (n_frames,).
         n_fparam: parameters of each frame; -1 without.
         n_aparam: parameters of each atom; -1 without.
+        wholes: of what the frames are parts, where that has to be known; None where not.
     """
 
     types: Ints
@@ -52,6 +81,7 @@ class Form:
     counts: Ints
     n_fparam: int = -1
     n_aparam: int = -1
+    wholes: FormOfWholes | None = None
 
     @property
     def n_frames(self) -> int:
@@ -78,31 +108,47 @@ class Form:
         """Write it as integers."""
         head = [self.n_frames, self.n_atoms, self.n_fparam, self.n_aparam, int(self.is_ghost is not None)]
         ghosts = [] if self.is_ghost is None else [self.is_ghost]
-        return np.concatenate([head, self.counts, self.pbc.ravel(), self.types, *ghosts]).astype(np.int64)
+        wholes = [] if self.wholes is None else self.wholes.encode()
+        return np.concatenate([head, self.counts, self.pbc.ravel(), self.types, *ghosts, *wholes]).astype(np.int64)
 
     @classmethod
     def decode(cls, numbers: Ints) -> Form:
         """Read what `encode` wrote."""
         n_frames, n_atoms, n_fparam, n_aparam, has_ghosts = (int(n) for n in numbers[:_HEAD])
-        ends = np.cumsum([_HEAD, n_frames, 3 * n_frames, n_atoms])
-        counts, pbc, types, ghosts = np.split(numbers, ends)[1:]
+        ends = np.cumsum([_HEAD, n_frames, 3 * n_frames, n_atoms, n_atoms * has_ghosts])
+        counts, pbc, types, ghosts, rest = np.split(numbers, ends)[1:]
         is_ghost = ghosts.astype(bool) if has_ghosts else None
-        return cls(types.copy(), is_ghost, pbc.astype(bool).reshape(-1, 3), counts.copy(), n_fparam, n_aparam)
+        wholes = FormOfWholes.decode(rest, n_frames)
+        return cls(types.copy(), is_ghost, pbc.astype(bool).reshape(-1, 3), counts.copy(), n_fparam, n_aparam, wholes)
 
-    def frames(self, numbers: Floats) -> Frames:
-        """The batch of one step; its arrays are views of the numbers."""
+    def cells(self, numbers: Floats) -> Floats:
+        """Where a step has the cells, those of wholes for parts that have to know them, (n_frames, 3, 3): a view."""
+        return numbers[: 9 * self.n_frames].reshape(-1, 3, 3)
+
+    def frames(self, numbers: Floats, parts: Parts | None = None) -> Frames:
+        """The batch of one step; its arrays are views of the numbers, but for cells where there are `wholes`.
+
+        Args:
+            numbers: of the step.
+            parts: those that are evaluated together, where there are `wholes`.
+        """
         n_frames, n_atoms = self.n_frames, self.n_atoms
         sizes = [9 * n_frames, 3 * n_atoms, n_frames * max(self.n_fparam, 0)]
-        cell, positions, fparam, aparam = np.split(numbers[: self.n_numbers], np.cumsum(sizes))
+        _, positions, fparam, aparam = np.split(numbers[: self.n_numbers], np.cumsum(sizes))
+        cell, wholes = self.cells(numbers), None
+        if self.wholes is not None and parts is not None:
+            wholes = Wholes(cell, self.wholes.pbc, self.wholes.counts, parts)
+            cell = np.where(wholes.is_part[:, None, None], 0.0, cell)
         return Frames(
             positions.reshape(n_atoms, 3),
             self.types,
-            cell.reshape(n_frames, 3, 3),
+            cell,
             self.pbc,
             np.repeat(np.arange(n_frames), self.counts),
             self.is_ghost,
             None if self.n_fparam < 0 else fparam.reshape(n_frames, self.n_fparam),
             None if self.n_aparam < 0 else aparam.reshape(n_atoms, self.n_aparam),
+            wholes=wholes,
         )
 
 
@@ -141,7 +187,14 @@ class Layout:
 
     @classmethod
     def build(
-        cls, number: int, batch: Frames, ranks: Sequence[Sequence[int]], cuts: Mapping[int, Decomposition], n_ranks: int
+        cls,
+        number: int,
+        batch: Frames,
+        ranks: Sequence[Sequence[int]],
+        cuts: Mapping[int, Decomposition],
+        n_ranks: int,
+        *,
+        has_wholes: bool = False,
     ) -> Layout:
         """Share a batch out.
 
@@ -151,6 +204,8 @@ class Layout:
             ranks: of each frame: one that takes the whole, or one for each part of its cut.
             cuts: of the frames with several ranks.
             n_ranks: of the group.
+            has_wholes: parts have to know what they are parts of; then no part is empty, and ranks have parts of all
+                the structures that others have parts of together with them, or of none.
         """
         pieces: list[list[Piece]] = [[] for _ in range(n_ranks)]
         for frame, mine in enumerate(ranks):
@@ -161,7 +216,10 @@ class Layout:
                 if cuts[frame].parts[part].n_owned:
                     pieces[rank].append(Piece(frame, frame + 1, part))
         offsets = batch.offsets
-        shares = tuple(_share(mine, batch, cuts, offsets) if mine else None for mine in pieces)
+        groups = {rank: tuple(mine) for mine in ranks if len(mine) > 1 for rank in mine} if has_wholes else {}
+        shares = tuple(
+            _share(mine, batch, cuts, offsets, groups.get(rank)) if mine else None for rank, mine in enumerate(pieces)
+        )
         return cls(number, shares, dict(cuts), offsets)
 
     def write(self, batch: Frames, rank: int, numbers: Floats) -> None:
@@ -175,7 +233,7 @@ class Layout:
         share = self.shares[rank]
         if share is None:
             return
-        local = share.form.frames(numbers)
+        local, cells = share.form.frames(numbers), share.form.cells(numbers)
         for k, piece in enumerate(share.pieces):
             frames = slice(share.frames[k], share.frames[k + 1])
             atoms = slice(share.atoms[k], share.atoms[k + 1])
@@ -183,10 +241,10 @@ class Layout:
             index: slice | Ints = whole
             if piece.part is None:
                 local.positions[atoms] = batch.positions[whole]
-                local.cell[frames] = batch.cell[piece.start : piece.stop]
+                cells[frames] = batch.cell[piece.start : piece.stop]
             else:
                 cut = self.cuts[piece.start]
-                local.cell[frames] = 0.0
+                cells[frames] = 0.0 if share.form.wholes is None else batch.cell[piece.start]
                 cut.positions(batch[piece.start], piece.part, out=local.positions[atoms])
                 index = cut.parts[piece.part].index + whole.start
             if local.fparam is not None and batch.fparam is not None:
@@ -243,8 +301,14 @@ def _add_whole(pieces: list[Piece], frame: int) -> None:
         pieces.append(Piece(frame, frame + 1))
 
 
-def _share(pieces: Sequence[Piece], batch: Frames, cuts: Mapping[int, Decomposition], offsets: Ints) -> Share:
-    """Describe the pieces of a rank."""
+def _share(
+    pieces: Sequence[Piece],
+    batch: Frames,
+    cuts: Mapping[int, Decomposition],
+    offsets: Ints,
+    group: tuple[int, ...] | None,
+) -> Share:
+    """Describe the pieces of a rank; `group` has the other parts, where they have to be known."""
     types, pbc, counts, ghosts = [], [], [], []
     for piece in pieces:
         whole = slice(int(offsets[piece.start]), int(offsets[piece.stop]))
@@ -267,10 +331,18 @@ def _share(pieces: Sequence[Piece], batch: Frames, cuts: Mapping[int, Decomposit
         np.concatenate(counts),
         -1 if batch.fparam is None else batch.fparam.shape[1],
         -1 if batch.aparam is None else batch.aparam.shape[1],
+        None if group is None else _form_of_wholes(pieces, batch, group),
     )
     atoms = np.cumsum([0, *(len(t) for t in types)])
     frames = np.cumsum([0, *(piece.stop - piece.start for piece in pieces)])
     return Share(tuple(pieces), form, tuple(atoms.tolist()), tuple(frames.tolist()))
+
+
+def _form_of_wholes(pieces: Sequence[Piece], batch: Frames, group: tuple[int, ...]) -> FormOfWholes:
+    """Describe what the pieces of a rank are parts of."""
+    frames = np.array([f for piece in pieces for f in range(piece.start, piece.stop)])
+    is_part = np.array([piece.part is not None for piece in pieces for _ in range(piece.start, piece.stop)])
+    return FormOfWholes(np.where(is_part, batch.counts[frames], 0), batch.pbc[frames], group)
 
 
 def _empty(batch: Frames, like: ForceResult) -> ForceResult:

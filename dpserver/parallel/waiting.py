@@ -6,7 +6,10 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+SECONDS_TO_NOTICE: Final = 2.0
+"""Within which it is known that a rank has gone."""
 
 
 class IsThere(Protocol):
@@ -57,6 +60,13 @@ class Patience:
                 continue
             self.check()
             self.sleep(min(max(self.shortest, self.share * waited), self.longest))
+
+    def linger(self, seconds: float) -> None:
+        """Wait for so long for a reason to end: `check` may learn of one later than others do."""
+        deadline = self.clock() + seconds
+        while self.clock() < deadline:
+            self.check()
+            self.sleep(self.longest)
 
     def until_all(self, are_there: Iterable[IsThere]) -> None:
         """Return as soon as all have come."""

@@ -14,10 +14,11 @@ from dpserver.engine.runner import ForceModel, is_out_of_memory
 from dpserver.errors import DPServerError, StructureError
 from dpserver.parallel.communicator import Communicator
 from dpserver.parallel.exchange import Channel, Command, Recent, Status, describe, status_of
+from dpserver.parallel.meeting import Meeting, MeetingLostError, evaluate
 from dpserver.parallel.packing import Contents, pack, packed_size
 from dpserver.parallel.refusals import UNKNOWN, find_culprit
 from dpserver.parallel.shares import Form
-from dpserver.parallel.waiting import Patience
+from dpserver.parallel.waiting import SECONDS_TO_NOTICE, Patience
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Worker:
         self, group: Communicator, load: Callable[..., ForceModel], patience: Patience, about: str = ""
     ) -> None:
         self._channel = Channel(group, LEADER, patience)
+        self._group, self._patience = group, patience
         self._load = load
         self._about = np.frombuffer(about.encode(), dtype=np.uint8)
         self._model: ForceModel | None = None
@@ -73,13 +75,18 @@ class Worker:
 
     def _step(self, form: Form, size: int) -> None:
         """Evaluate a share."""
-        frames = form.frames(self._channel.receive_body(size))
+        numbers = self._channel.receive_body(size)
+        meeting = None if form.wholes is None else Meeting(self._group, form.wholes.ranks, self._patience)
+        frames = form.frames(numbers, meeting)
         since = time.perf_counter_ns()
         if self._model is None:
             self._refuse(RuntimeError("no model has come before the first structures"))
             return
         try:
-            result = self._model.evaluate(frames)
+            result = evaluate(self._model, frames, meeting)
+        except MeetingLostError as error:  # who is to blame for it, rank 0 learns before it learns of this
+            self._patience.linger(SECONDS_TO_NOTICE)
+            raise error.cause from error
         except StructureError as error:
             number, text = find_culprit(self._model, frames, error)
             self._refuse(StructureError(text), number)
@@ -87,11 +94,12 @@ class Worker:
         except Exception as error:
             self._refuse(error)
             return
-        took = time.perf_counter_ns() - since
+        waited = int(1e9 * (0.0 if meeting is None else meeting.waited))
+        took = time.perf_counter_ns() - since - waited
         contents = Contents.of(result)
         body = self._channel.room(packed_size(form, contents))
         pack(result, body)
-        self._channel.send([Status.DONE, took, *contents], body)
+        self._channel.send([Status.DONE, took, *contents, waited], body)
 
     def _refuse(self, error: Exception, number: int = UNKNOWN) -> None:
         """Answer with an error; number is that of the structure to blame."""

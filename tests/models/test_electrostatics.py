@@ -172,13 +172,15 @@ def test_deepmd_kit_has_no_place_for_charges():
 def test_committee_of_potentials_with_and_without_charges():
     members = [make(1), make(2, environment={}), Potential(parse(ModelConfig, MODEL), seed=3)]
     committee, whole = Committee(members), frames()
+    assert not committee.can_cut
     expected = [member.evaluate(whole) for member in members]
     committee.accelerate(threads=1)
     found = committee.evaluate(whole)
     assert found.committee is not None
     for k, one in enumerate(expected):
         np.testing.assert_allclose(found.committee.forces[k], one.forces, rtol=0, atol=1e-8)
-    assert not committee.can_cut
+    assert committee.can_cut
+    assert committee.has_long_range
 
 
 def test_charges_can_be_trained():

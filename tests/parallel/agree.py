@@ -1,9 +1,10 @@
 """Run by mpiexec: groups of the first ranks, each size in turn, against one process, and against Bcast and Reduce.
 
-    agree.py springs|w.pt [large]
+    agree.py springs|charges|w.pt [large]
 
-`large` takes water of up to 12,288 atoms, and no small cases. Prints a line for each case, and ends with a mistake
-where one is found.
+`large` takes water of up to 12,288 atoms, and no small cases. Models with charges are asked for nothing that is
+periodic in some directions only, and not by Bcast and Reduce, which cuts by ghosts alone. Prints a line for each case,
+and ends with a mistake where one is found.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dpserver.engine.wrapped import has_long_range
 from dpserver.frames import ForceResult, Frames
 from dpserver.parallel.crew import Crew
 from dpserver.parallel.mpi import MPIGroup, load_mpi
@@ -76,6 +78,10 @@ def largest_error(found: ForceResult, expected: ForceResult) -> float:
 def make_model(kind: str) -> Any:
     if kind == "springs":
         return Springs(4.0)
+    if kind == "charges":
+        from tests.parallel.charged import ChargedSprings
+
+        return ChargedSprings(4.0)
     from dpserver.models import checkpoint
 
     return checkpoint.load(kind, "cpu", "double", 1)
@@ -96,14 +102,18 @@ def simply(part: Any, model: Any, given: dict[str, Frames], expected: dict[tuple
 
 
 def main(kind: str, is_large: bool) -> None:
-    given = cases(is_large)
+    model = make_model(kind)
+    has_charges = has_long_range(model)
+    is_asked = lambda frames: not has_charges or (frames.pbc.all(axis=1) == frames.pbc.any(axis=1)).all()  # noqa: E731
+    given = {name: frames for name, frames in cases(is_large).items() if is_asked(frames)}
+    if has_charges and not is_large:  # others take the time
+        del given["water 192"], given["beads"]
     mpi = load_mpi()
     world = mpi.COMM_WORLD
     rank = world.Get_rank()
     sizes = [size for size in SIZES if size <= world.Get_size()]
     # All at once and before anything else: who is in none of the first groups waits in the first of its own.
     parts = [world.Split(0 if rank < n else mpi.UNDEFINED, rank) for n in sizes]
-    model = make_model(kind)
     expected = {
         (name, step): model.evaluate(later(frames, step))
         for name, frames in (given.items() if not rank else ())
@@ -116,7 +126,7 @@ def main(kind: str, is_large: bool) -> None:
         places = group.places()
         if group.rank:
             Worker(group, lambda file: make_model(kind), Patience()).run()
-            if n in SIMPLY:
+            if n in SIMPLY and not has_charges:
                 simply(part, model, given, expected)
             continue
         crew = Crew(group, places, Patience())
@@ -130,7 +140,7 @@ def main(kind: str, is_large: bool) -> None:
                 )
                 compare(n, str(way), name, worst)
         crew.dismiss()
-        if n in SIMPLY:
+        if n in SIMPLY and not has_charges:
             simply(part, model, given, expected)
 
 

@@ -1,8 +1,8 @@
 """Run by mpiexec: a daemon over ranks with a model that needs no torch, so that it starts at once.
 
-    program.py ENDPOINT [EVENT RANK]...
+    program.py [charges] ENDPOINT [EVENT RANK]...
 
-EVENT is what the rank is to do to itself or meet: see `misbehave`.
+EVENT is what the rank is to do to itself or meet: see `misbehave`. With `charges` the model has some.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dpserver.engine import Order  # noqa: E402
 from dpserver.errors import StructureError  # noqa: E402
 from dpserver.frames import Frames  # noqa: E402
 from dpserver.parallel import exchange  # noqa: E402
+from dpserver.parallel.meeting import Meeting  # noqa: E402
 from dpserver.parallel.mpi import join_all, load_mpi  # noqa: E402
 from dpserver.parallel.plan import Decompose  # noqa: E402
 from dpserver.parallel.ranked import RankedModel  # noqa: E402
@@ -34,13 +35,11 @@ N_BEFORE = 2
 """Evaluations that go well before one does not."""
 
 
-class Troubled(Springs):
-    """A model that meets something in its third evaluation of many atoms."""
+class Troubled:
+    """Springs that meet something in their third evaluation of many atoms."""
 
-    def __init__(self, event: str) -> None:
-        super().__init__(rcut=4.0)
-        self.event = event
-        self.n_seen = 0
+    event = ""
+    n_seen = 0
 
     def evaluate(self, frames: Frames):
         if frames.n_atoms > 20:
@@ -48,6 +47,26 @@ class Troubled(Springs):
             if self.n_seen > N_BEFORE:
                 misbehave(self.event)
         return super().evaluate(frames)
+
+
+class TroubledSprings(Troubled, Springs):
+    """Without charges."""
+
+
+def make_model(event: str, has_charges: bool) -> Troubled:
+    """Springs, with charges or without."""
+    if not has_charges:
+        found = TroubledSprings(4.0)
+    else:
+        from tests.parallel.charged import ChargedSprings
+
+        class TroubledCharges(Troubled, ChargedSprings):
+            """With charges."""
+
+        found = TroubledCharges(4.0, method="pme")
+        found.sum.warm_up()
+    found.event = event
+    return found
 
 
 def misbehave(event: str) -> None:
@@ -69,7 +88,8 @@ def misbehave(event: str) -> None:
 
 
 def main() -> None:
-    endpoint, *words = sys.argv[1:]
+    has_charges = sys.argv[1] == "charges"
+    endpoint, *words = sys.argv[1 + has_charges :]
     event = dict(zip(words[1::2], words[::2], strict=True)).get(str(guard.job_rank()), "")
     set_up_logging("info" if guard.job_rank() == 0 else "error", is_json=False)
     if event == "kill-at-start":
@@ -88,6 +108,15 @@ def main() -> None:
 
         count = [0]
         exchange.Channel.room = kill_at_third
+    if event == "kill-meeting":
+        swap = Meeting._swap
+
+        def kill_in_the_last(meeting: Meeting, pairs: object, tag: exchange.Tag) -> None:
+            if tag is exchange.Tag.PART and model.n_seen > N_BEFORE:
+                os.kill(os.getpid(), signal.SIGKILL)  # all others have heard that it is there
+            swap(meeting, pairs, tag)
+
+        Meeting._swap = kill_in_the_last
     if event == "memory-receiving":
         receive = exchange.Channel.receive_body
 
@@ -99,7 +128,7 @@ def main() -> None:
 
         bodies = itertools.count()
         exchange.Channel.receive_body = fail_at_third
-    model = Troubled(event)
+    model = make_model(event, has_charges)
     service = Service("cpu", None, 1, "native", "")
     if not team.is_leader:
         team.work(team.share(None), lambda files, service, place, places: model)

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from tests import structures
+from tests.parallel.charged import ChargedSprings
 from tests.parallel.jobs import HAS_MPI, Job, mpi_job
 from tests.peer import GETFORCE, Line, Peer, posdata
 from tests.ranks import Springs
@@ -28,6 +29,7 @@ pytest.importorskip("mpi4py")
 pytestmark = pytest.mark.skipif(not HAS_MPI, reason="no mpiexec beside this Python; pip install mpich")
 
 PROGRAM = str(Path(__file__).with_name("program.py"))
+CHARGES = ("charges",)
 KEPT = ("-disable-auto-cleanup",)
 FRAMES = structures.water((3, 3, 3))
 LIMIT = 10.0  # s, from what happens to the end of all
@@ -36,25 +38,30 @@ COMPLAINT = re.compile(r"rank (\d)(?: of \d)? \(process \d+ on \S+\) (.*)")
 
 @contextmanager
 def job_of(
-    tmp_path: Path, event: str = "", rank: int = -1, options: tuple[str, ...] = KEPT, others: tuple[str, ...] = ()
+    tmp_path: Path,
+    event: str = "",
+    rank: int = -1,
+    options: tuple[str, ...] = KEPT,
+    others: tuple[str, ...] = (),
+    kind: tuple[str, ...] = (),
 ) -> Iterator[tuple[Job, Peer]]:
     """Three ranks that dial a peer, one of which has something before it, and the others perhaps something else."""
     with (
         Peer() as peer,
-        mpi_job(tmp_path / "log", 3, [PROGRAM, peer.endpoint, event, str(rank), *others], options) as job,
+        mpi_job(tmp_path / "log", 3, [PROGRAM, *kind, peer.endpoint, event, str(rank), *others], options) as job,
     ):
         yield job, peer
 
 
 @contextmanager
-def asking(job: Job, peer: Peer) -> Iterator[Line]:
+def asking(job: Job, peer: Peer, model: Springs | None = None) -> Iterator[Line]:
     """The connection of the daemon, after two good answers."""
     with peer.accept() as line:
         line.handshake()
         for step in range(2):
             positions = FRAMES.positions + 0.01 * step
             reply = line.ask(positions, FRAMES.cell[0])
-            expected = Springs(4.0).evaluate(FRAMES)
+            expected = (model or Springs(4.0)).evaluate(FRAMES)
             np.testing.assert_allclose(reply.energy, expected.energy, rtol=1e-9)
             np.testing.assert_allclose(reply.forces[0], expected.forces, atol=1e-8)
         yield line
@@ -101,6 +108,34 @@ def test_killed_at_work(tmp_path, event, rank, options):
     with job_of(tmp_path, event, rank, options) as (job, peer), asking(job, peer) as line:
         assert ask(line)
         check_end(job, rank, "was killed by signal 9 (SIGKILL), as the system does where memory runs out")
+
+
+@pytest.mark.parametrize(
+    ("event", "rank", "cause"),
+    [
+        ("kill", 2, "was killed by signal 9 (SIGKILL)"),
+        ("kill-meeting", 0, "was killed by signal 9 (SIGKILL)"),
+        ("kill-meeting", 2, "was killed by signal 9 (SIGKILL)"),
+        ("error", 1, "failed: ZeroDivisionError: a mistake"),
+    ],
+)
+def test_gone_while_others_wait_for_its_charges(tmp_path, event, rank, cause):
+    with (
+        job_of(tmp_path, event, rank, (), kind=CHARGES) as (job, peer),
+        asking(job, peer, ChargedSprings(4.0, method="pme")) as line,
+    ):
+        assert ask(line)
+        check_end(job, rank, cause)
+
+
+def test_a_refusal_by_one_part_ends_nothing(tmp_path):
+    with job_of(tmp_path, "refuse", 1, kind=CHARGES) as (job, peer):
+        with asking(job, peer, ChargedSprings(4.0, method="pme")) as line:
+            assert ask(line)
+        assert job.wait(LIMIT) == 4, job.said  # with --once; all in step to the end
+        assert "not this one" in job.said, job.said
+        assert "another part" not in job.said, job.said
+        assert job.are_gone(LIMIT), job.said
 
 
 def test_ranks_of_two_nodes(tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from tests import structures
 from tests.daemon.serving import serving, target
 from tests.integration.ipi_runs import finish, free_endpoint, ipi, last_positions, write_input
 from tests.integration.processes import cpu_seconds, save_model
+from tests.models import test_electrostatics as charged
 from tests.parallel.jobs import HAS_MPI, mpi_job
 from tests.peer import EXIT, GETFORCE, Peer, posdata
 
@@ -51,10 +52,26 @@ def tensor_file(path: Path, kind: str) -> TensorModel:
     return model
 
 
-@pytest.mark.parametrize(("n_ranks", "kind"), [(8, "springs"), (3, "potential")])
-def test_ranks_agree_with_one_process(tmp_path, model, n_ranks, kind):
+@pytest.fixture(scope="module")
+def charged_model(tmp_path_factory) -> Path:
+    """A model whose charges are learnt, of species and by surroundings."""
+    path = tmp_path_factory.mktemp("charged") / "w.pt"
+    model = charged.make(
+        trainable=True,
+        environment={"neuron": [6]},
+        accuracy=1e-6,
+        descriptor={**charged.MODEL["descriptor"], "sel": [60, 120]},
+    )
+    checkpoint.save(path, model)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("n_ranks", "kind"), [(8, "springs"), (3, "potential"), (4, "charges"), (3, "charged potential")]
+)
+def test_ranks_agree_with_one_process(tmp_path, model, charged_model, n_ranks, kind):
     """To 1e-10 for each number of ranks and each kind of structure; the program itself compares."""
-    what = "springs" if kind == "springs" else str(model)
+    what = {"potential": str(model), "charged potential": str(charged_model)}.get(kind, kind)
     with mpi_job(tmp_path / "log", n_ranks, [str(HERE / "agree.py"), what]) as job:
         assert job.wait() == 0, job.said
         sizes = {int(n) for n in re.findall(r"^(\d) space crystal: ", job.said, re.MULTILINE)}
@@ -83,6 +100,27 @@ def test_ipi_notices_nothing(tmp_path, model, way, n_beads):
             finish(process, folder)
         last.append(last_positions(folder))
     np.testing.assert_allclose(last[1], last[0], rtol=1e-10)
+
+
+def test_charges_are_served_by_structures_in_parts(tmp_path, charged_model):
+    """What a peer is told is what one process finds."""
+    frames = structures.water((3, 3, 3))
+    options = ["--model", str(charged_model), "--species", "O H H", "--once", "--decompose", "space"]
+    expected = checkpoint.load(charged_model, "cpu", threads=1).evaluate(frames)
+    with (
+        Peer() as peer,
+        mpi_job(tmp_path / "log", 3, ["-m", "dpserver", *options, "--connect", peer.endpoint]) as job,
+    ):
+        job.wait_for(lambda: "dialling" in job.said)
+        with peer.accept() as line:
+            line.handshake()
+            reply = line.ask(frames.positions, frames.cell[0])
+            np.testing.assert_allclose(reply.energy, expected.energy, rtol=1e-10)
+            np.testing.assert_allclose(reply.forces[0], expected.forces, atol=1e-10)
+            np.testing.assert_allclose(reply.virial[0], expected.virial[0], atol=1e-9)
+            line.send(EXIT)
+        assert job.wait() == 0, job.said
+    assert "1 structure of 81 atoms: each structure in 3 parts over 3 ranks" in job.said, job.said
 
 
 def test_ipi_takes_back_what_a_lost_rank_had(tmp_path):

@@ -15,7 +15,7 @@ from dpserver.engine import ForceModel
 from dpserver.engine.runner import Runner
 from dpserver.errors import StructureError
 from dpserver.frames import ForceResult, Frames
-from dpserver.models import atomic, compiled, memory
+from dpserver.models import accelerated, atomic, memory
 from dpserver.models.potential import Potential
 from dpserver.parallel.domain import Decomposition
 from dpserver.parallel.pieces import Pieces
@@ -150,7 +150,7 @@ def test_the_kernels_say_when_their_lists_do_not_fit(model: Potential, monkeypat
     frame = structures.water((5, 5, 5))
     expected = model.evaluate(frame)
     fresh = deepcopy(model)
-    monkeypatch.setattr(compiled, "memory_left", lambda: 600_000)
+    monkeypatch.setattr(accelerated, "memory_left", lambda: 600_000)
     with pytest.raises(MemoryError, match=r"375 atoms have more than .* too many for one neighbour list"):
         fresh.evaluate(frame)
     pieces = Pieces(deepcopy(model))

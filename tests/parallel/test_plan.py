@@ -47,6 +47,15 @@ def test_ghosts_speak_against_cutting_small_structures_into_many():
     assert choose(sizes(1_000_000), 64, Speeds()).n_ranks == 64
 
 
+def test_parts_that_have_much_to_tell_each_other_are_fewer():
+    """One structure is evaluated whole, and of four each by a rank of its own, where meeting takes longer than that."""
+    slow = Speeds(meeting=1e-4)
+    assert choose(sizes(12_288), 8, Speeds(meeting=1e-6)).n_parts == 8
+    assert choose(sizes(12_288), 8, slow).ranks == ((0,),)
+    assert choose(sizes(*[12_288] * 4), 8, slow).n_parts == 1
+    assert choose(sizes(12_288), 8, slow, Decompose.SPACE).n_parts == 8
+
+
 def test_slow_wires_speak_for_fewer_ranks():
     fast, slow = Speeds(message=1e-6), Speeds(message=5e-3)
     assert choose(sizes(5184), 32, slow).n_ranks < choose(sizes(5184), 32, fast).n_ranks

@@ -17,10 +17,10 @@ from tests.ranks import Springs
 BATCH = Frames.concatenate([structures.water((4, 3, 3)), structures.slab(), structures.cubic(), structures.wire()])
 
 
-def layout(batch: Frames, *ranks: tuple[int, ...], n_ranks: int = 3) -> Layout:
+def layout(batch: Frames, *ranks: tuple[int, ...], n_ranks: int = 3, has_wholes: bool = False) -> Layout:
     cut = [k for k, mine in enumerate(ranks) if len(mine) > 1]
     found = Cuts(3.0, 1.0).find([batch[k] for k in cut], [len(ranks[k]) for k in cut])
-    return Layout.build(7, batch, ranks, dict(zip(cut, found, strict=True)), n_ranks)
+    return Layout.build(7, batch, ranks, dict(zip(cut, found, strict=True)), n_ranks, has_wholes=has_wholes)
 
 
 def local(made: Layout, batch: Frames, rank: int) -> Frames:
@@ -36,6 +36,30 @@ def test_consecutive_frames_are_one_piece():
     assert made.shares[0].pieces == (Piece(0, 1), Piece(3, 4))
     assert made.shares[1].pieces == (Piece(1, 3),)
     assert made.shares[2] is None
+
+
+def test_parts_know_what_they_are_parts_of_where_that_is_asked_for():
+    batch = Frames.concatenate([BATCH[2], BATCH[0], BATCH[2], BATCH[0]])
+    made = layout(batch, (0,), (0, 2), (1,), (0, 2), has_wholes=True)
+    assert made.shares[1].form.wholes is None
+    for rank in (0, 2):
+        form = Form.decode(made.shares[rank].form.encode())
+        assert form.wholes.ranks == (0, 2)
+        numbers = np.empty(form.n_numbers)
+        made.write(batch, rank, numbers)
+        found = form.frames(numbers, parts=form)
+        n = BATCH[0].n_atoms
+        counts, cells = ([0, n, n], [2, 0, 0]) if rank == 0 else ([n, n], [0, 0])
+        assert found.wholes.counts.tolist() == counts
+        assert found.wholes.parts is form
+        for k, frame in enumerate(cells):
+            np.testing.assert_array_equal(found.wholes.cell[k], BATCH.cell[frame])
+            assert found.wholes.pbc[k].all()
+            np.testing.assert_array_equal(found.cell[k], BATCH.cell[2] if counts[k] == 0 else np.zeros((3, 3)))
+            assert found.pbc[k].all() == (counts[k] == 0)
+        part = made.cuts[1].local(batch[1], rank // 2)
+        np.testing.assert_array_equal(found.part(counts.index(n), counts.index(n) + 1).positions, part.positions)
+        assert form.frames(numbers).wholes is None
 
 
 def test_whole_frames_arrive_as_they_are():
