@@ -13,30 +13,24 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from dpserver.frames import ForceResult, Frames, Ints
+from dpserver.frames import Floats, ForceResult, Frames, Ints
 from dpserver.kernels import cpu
 from dpserver.kernels.layout import Batch, Output
 from dpserver.kernels.tables import TableError
 from dpserver.kernels.threads import Threads
-from dpserver.models.accelerated import Accelerated
+from dpserver.models.accelerated import SKIN, WithChargeNets, room_for_edges
 from dpserver.models.assembly import assemble
 from dpserver.models.frame_assembly import assemble_frames
 from dpserver.models.loc_frame import LocFrame
-from dpserver.models.memory import memory_left
 from dpserver.neighbors.cache import ListCache, Neighbourhood
-from dpserver.neighbors.rows import MOST_EDGES
 
 if TYPE_CHECKING:
     from dpserver.models.potential import Potential
 
-SKIN: Final = 1.0
-"""How much further neighbour lists reach than the cutoff, Å."""
-
-_LIST_BYTES: Final = 18  # of an edge: neighbour, shift, incoming; as it is found, and room to spare
-_SHARE: Final = 0.9  # of the memory that is left
+_GRADIENT_BYTES: Final = 24  # of an edge
 _MOST_ROWS: Final = 96
-_BLOCKS_PER_THREAD: Final = 3
-_SERIAL_EDGES: Final = 20_000
+_SERIAL_EDGES: Final = 100_000
+"""Edges over which one thread has summed before it has woken the others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +49,12 @@ class _Work:
     rows: int
 
 
-class Compiled(Accelerated):
+class Compiled(WithChargeNets):
     """Potentials of one cutoff, one `sel` and the same species, compiled together.
 
     Args:
-        members: the potentials, that the kernels know, see `curves.tabulated`; their weights are copied.
+        members: the potentials, that the kernels know, see `curves.tabulated`; their weights are copied. Charges that
+            surroundings decide may come with one that is alone, see `charges` and `respond`.
         threads: that compute; None is one for each core available.
         table_error: of forces, relative, that is aimed at.
 
@@ -106,31 +101,58 @@ class Compiled(Accelerated):
                     run()
                     seconds[stage] += time.perf_counter() - start
             start = time.perf_counter()
-            for member in range(len(self._members)):
-                self._collect(frames, batch, output, member)
+            self._sum(batch, output, cpu.Sums.of(frames, len(self._members)))
             return {**seconds, "sums": time.perf_counter() - start}
 
     def products(self, frames: Frames) -> float:
         """Multiplications and additions of the matrix products in one evaluation, there and back."""
-        nets, found = self._model.nets, 0.0
-        for heads in nets.heads:
-            for head, n_atoms in zip(heads, self.centres_of(frames), strict=True):
+        return float(self._products_of_atoms() @ self.centres_of(frames))
+
+    def _products_of_atoms(self) -> Floats:
+        """The same for an atom of each species, (n_species,)."""
+        nets, found = self._model.nets, np.zeros(self._n_species)
+        for heads in (*nets.heads, *nets.charge_heads):
+            for species, head in enumerate(heads):
                 layers = nets.layers[head["layer_at"] : head["layer_at"] + head["n_layers"]]
-                found += 4.0 * n_atoms * float((layers["n_in"] * layers["n_out"]).sum())
+                found[species] += 4.0 * float((layers["n_in"] * layers["n_out"]).sum())
         return found
 
-    def _compute(self, frames: Frames) -> tuple[list[ForceResult], Ints]:
-        """Run the kernels: results, and the status of each atom."""
-        batch, output = self._arrays(frames)
-        counter = np.zeros(1, dtype=np.int64)
-        self._threads.run(lambda k: self._kernels.run_blocks(counter, self._model, batch, output, self._spaces[k]))
-        results = [self._collect(frames, batch, output, member) for member in range(len(self._members))]
-        return results, output.status
+    def charges(self, frames: Frames) -> tuple[Floats, Ints]:
+        """What the nets for charges say; see `WithChargeNets`."""
+        with self._lock:
+            batch, output = self._arrays(frames)
+            counter = np.zeros(1, dtype=np.int64)
+            self._threads.run(lambda k: self._kernels.run_charges(counter, self._model, batch, output, self._spaces[k]))
+            return output.atom_charge[0], output.status
 
-    def _arrays(self, frames: Frames) -> tuple[Batch, Output]:
+    def respond(self, frames: Frames, by_charge: Floats) -> tuple[ForceResult, Ints]:
+        """The answer with what follows from charges; see `WithChargeNets`."""
+        with self._lock:
+            (result,), status = self._compute(frames, by_charge)
+            return result, status
+
+    def _compute(self, frames: Frames, by_charge: Floats | None = None) -> tuple[list[ForceResult], Ints]:
+        """Run the kernels: results, and the status of each atom."""
+        batch, output = self._arrays(frames, by_charge)
+        sums = cpu.Sums.of(frames, len(self._members))
+        counter, ended = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
+        is_small = output.edge_gradient.shape[1] < _SERIAL_EDGES
+
+        def work(k: int) -> None:
+            self._kernels.run_blocks(counter, self._model, batch, output, self._spaces[k])
+            if is_small:
+                cpu.sum_at_the_end(ended, self._threads.count, batch, output, sums)
+
+        self._threads.run(work)
+        if not is_small:
+            self._sum(batch, output, sums)
+        return sums.results(output.atom_energy), output.status
+
+    def _arrays(self, frames: Frames, by_charge: Floats | None = None) -> tuple[Batch, Output]:
         """What the kernels take, and where they leave results."""
         work = self._prepare(self._lists.find(frames), frames)
         near, n_atoms, n_members = work.neighbourhood, frames.n_atoms, len(self._members)
+        n_charges = len(self._model.nets.charge_heads), n_atoms
         batch = Batch(
             near.positions(frames),
             near.translations(frames),
@@ -141,10 +163,12 @@ class Compiled(Accelerated):
             near.incoming_starts,
             work.atoms,
             work.blocks,
+            np.zeros(n_charges) if by_charge is None else by_charge.reshape(n_charges),
         )
         output = Output(
             self._gradient[: n_members * near.n_edges * 3].reshape(n_members, near.n_edges, 3),
             np.zeros((n_members, n_atoms)),
+            np.zeros(n_charges),
             np.zeros((n_members, n_atoms, 6)),
             np.zeros(n_atoms, dtype=np.int64),
         )
@@ -152,10 +176,7 @@ class Compiled(Accelerated):
 
     def _room_for_edges(self) -> int:
         """How many edges of a new list fit into the memory, with what is computed for each."""
-        left = memory_left()
-        if left is None:
-            return MOST_EDGES
-        return int((_SHARE * left + self._gradient.nbytes) / (_LIST_BYTES + 24 * len(self._members)))
+        return room_for_edges(_GRADIENT_BYTES * len(self._members), self._gradient.nbytes)
 
     def _prepare(self, near: Neighbourhood, frames: Frames) -> _Work:
         """Cut the work into blocks, and see that there is room for it."""
@@ -180,27 +201,15 @@ class Compiled(Accelerated):
         atoms = np.argsort(types, kind="stable")
         if frames.is_ghost is not None:
             atoms = atoms[~frames.is_ghost[atoms]]
-        step = cpu.rows_of_block(len(atoms), self._threads.count * _BLOCKS_PER_THREAD, _MOST_ROWS)
-        bounds = np.searchsorted(types[atoms], np.arange(self._n_species + 1))
-        blocks = [
-            (low, min(low + step, bounds[c + 1]), c)
-            for c in range(self._n_species)
-            for low in range(bounds[c], bounds[c + 1], step)
-        ]
+        counts = np.bincount(types[atoms], minlength=self._n_species)
+        blocks = cpu.cut_into_blocks(counts, self._products_of_atoms(), self._threads.count, _MOST_ROWS)
         n_edges = np.append(0, np.cumsum(np.diff(near.starts[:: self._n_species])[atoms]))
-        room = max((int(n_edges[high] - n_edges[low]) for low, high, _ in blocks), default=0)
-        return _Work(near, atoms, np.array(blocks, dtype=np.int64).reshape(-1, 3), room, step)
+        room = int((n_edges[blocks[:, 1]] - n_edges[blocks[:, 0]]).max(initial=0))
+        return _Work(near, atoms, blocks, room, int((blocks[:, 1] - blocks[:, 0]).max(initial=1)))
 
-    def _collect(self, frames: Frames, batch: Batch, output: Output, member: int) -> ForceResult:
-        """Sum what belongs together."""
-        gradient, n_atoms = output.edge_gradient[member], frames.n_atoms
-        forces = np.empty((n_atoms, 3))
-        if gradient.shape[0] < _SERIAL_EDGES:
-            cpu.sum_forces(batch, gradient, self._n_species, 0, n_atoms, forces)
-        else:
-            n = self._threads.count
-            ends = np.linspace(0, n_atoms, n + 1).astype(np.int64)
-            self._threads.run(lambda k: cpu.sum_forces(batch, gradient, self._n_species, ends[k], ends[k + 1], forces))
-        energy, virial = np.zeros(frames.n_frames), np.zeros((frames.n_frames, 3, 3))
-        cpu.sum_frames(output.atom_energy[member], output.atom_virial[member], frames.frame_idx, energy, virial)
-        return ForceResult(energy, forces, virial, output.atom_energy[member], frames.frame_idx.copy())
+    def _sum(self, batch: Batch, output: Output, sums: cpu.Sums) -> None:
+        """Sum what belongs together, by all threads."""
+        n = self._threads.count
+        ends = np.linspace(0, len(batch.positions), n + 1).astype(np.int64)
+        self._threads.run(lambda k: cpu.sum_forces(batch, output.edge_gradient, ends[k], ends[k + 1], sums.forces))
+        cpu.sum_frames(output.atom_energy, output.atom_virial, sums)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dpserver.frames import Floats, ForceResult, Frames, Ints
 from dpserver.kernels import cpu, symmetry
@@ -21,29 +22,24 @@ from dpserver.kernels.linear import at_most
 from dpserver.kernels.symmetry import Functions
 from dpserver.kernels.tables import TableError
 from dpserver.kernels.threads import Threads
-from dpserver.models.accelerated import Accelerated
+from dpserver.models.accelerated import SKIN, WithChargeNets, room_for_edges
 from dpserver.models.behler_parrinello import BehlerParrinello
-from dpserver.models.memory import memory_left
 from dpserver.neighbors.cache import ListCache, Neighbourhood
-from dpserver.neighbors.rows import MOST_EDGES
 
 if TYPE_CHECKING:
     from dpserver.models.potential import Potential
 
-SKIN: Final = 1.0
-"""How much further neighbour lists reach than the cutoff, Å."""
-
-_EDGE_BYTES: Final = 18 + 24  # of the list, and of the derivatives
-_SHARE: Final = 0.9
+_GRADIENT_BYTES: Final = 24  # of an edge
 _ROWS: Final = 8
 """Atoms that a thread takes at a time."""
 
 
-class SymmetryCompiled(Accelerated):
+class SymmetryCompiled(WithChargeNets):
     """Potentials with the same symmetry functions, compiled together.
 
     Args:
         members: the potentials; their weights are not copied, and a change of them is a matter of `Compilation`.
+            Charges that surroundings decide may come with one that is alone, see `charges` and `respond`.
         threads: that compute; None is one for each core available.
 
     Attributes:
@@ -57,7 +53,11 @@ class SymmetryCompiled(Accelerated):
         self._threads = Threads(threads)
         self._functions = functions_of(cast(BehlerParrinello, self._members[0].descriptor))
         self._lists = ListCache(
-            self._members[0].descriptor.rcut, SKIN, self._n_species, room=_room_for_edges, workers=self._threads
+            self._members[0].descriptor.rcut,
+            SKIN,
+            self._n_species,
+            room=lambda: room_for_edges(_GRADIENT_BYTES),
+            workers=self._threads,
         )
 
     def __str__(self) -> str:
@@ -81,29 +81,53 @@ class SymmetryCompiled(Accelerated):
                 found += 4.0 * float(n_atoms) * sum(sizes)
         return found
 
-    def _compute(self, frames: Frames, seconds: dict[str, float] | None = None) -> tuple[list[ForceResult], Ints]:
+    def charges(self, frames: Frames) -> tuple[Floats, Ints]:
+        """What the nets for charges say; see `WithChargeNets`."""
+        with self._lock:
+            batch, _ = self._batch(frames)
+            features, status = self._describe(batch, frames, None)
+        charges: Floats = np.zeros(frames.n_atoms)
+        with at_most(self._threads.count):
+            charges[batch.atoms] = _charges(self._members[0], features, frames.types[batch.atoms])
+        return charges, status
+
+    def respond(self, frames: Frames, by_charge: Floats) -> tuple[ForceResult, Ints]:
+        """The answer with what follows from charges; see `WithChargeNets`."""
+        with self._lock:
+            (result,), status = self._compute(frames, by_charge=by_charge)
+            return result, status
+
+    def _compute(
+        self, frames: Frames, seconds: dict[str, float] | None = None, by_charge: Floats | None = None
+    ) -> tuple[list[ForceResult], Ints]:
         """Results, and the status of each atom; with `seconds` in one thread, to tell the stages apart."""
         batch, near = self._batch(frames)
-        status: Ints = np.zeros(frames.n_atoms, dtype=np.int64)
-        features: Floats = np.empty((len(batch.atoms), self._members[0].descriptor.n_features))
         clock = _Clock(seconds)
-        functions = self._functions
-        self._run(batch, lambda a, b: symmetry.find_features(functions, batch, a, b, features, status), seconds)
+        features, status = self._describe(batch, frames, seconds)
+        weights = None if by_charge is None else by_charge[batch.atoms]
         clock.stop("symmetry functions")
         results = []
         for member in self._members:
             with at_most(self._threads.count if seconds is None else 1):
-                energy, by_feature = _evaluate_nets(member, features, frames.types[batch.atoms])
+                energy, by_feature = _evaluate_nets(member, features, frames.types[batch.atoms], weights)
             clock.stop("fitting")
             gradient: Floats = np.empty((near.n_edges, 3))
             virial: Floats = np.zeros((frames.n_atoms, 6))
-            self._run(batch, _gradients(functions, batch, by_feature, gradient, virial), seconds)
+            self._run(batch, _gradients(self._functions, batch, by_feature, gradient, virial), seconds)
             clock.stop("back to edges")
             atom_energy: Floats = np.zeros(frames.n_atoms)
             atom_energy[batch.atoms] = energy
             results.append(self._collect(frames, batch, gradient, atom_energy, virial))
             clock.stop("sums")
         return results, status
+
+    def _describe(self, batch: Batch, frames: Frames, seconds: dict[str, float] | None) -> tuple[Floats, Ints]:
+        """D of the centres, (len(batch.atoms), n_features), and the status of each atom."""
+        status: Ints = np.zeros(frames.n_atoms, dtype=np.int64)
+        features: Floats = np.empty((len(batch.atoms), self._members[0].descriptor.n_features))
+        functions = self._functions
+        self._run(batch, lambda a, b: symmetry.find_features(functions, batch, a, b, features, status), seconds)
+        return features, status
 
     def _batch(self, frames: Frames) -> tuple[Batch, Neighbourhood]:
         """What the kernels take."""
@@ -121,6 +145,7 @@ class SymmetryCompiled(Accelerated):
             near.incoming_starts,
             atoms,
             np.zeros((0, 3), dtype=np.int64),
+            np.zeros((0, frames.n_atoms)),
         )
         return batch, near
 
@@ -143,12 +168,10 @@ class SymmetryCompiled(Accelerated):
         self, frames: Frames, batch: Batch, gradient: Floats, atom_energy: Floats, atom_virial: Floats
     ) -> ForceResult:
         """Sum what belongs together."""
-        forces: Floats = np.empty((frames.n_atoms, 3))
-        cpu.sum_forces(batch, gradient, self._n_species, 0, frames.n_atoms, forces)
-        energy: Floats = np.zeros(frames.n_frames)
-        virial: Floats = np.zeros((frames.n_frames, 3, 3))
-        cpu.sum_frames(atom_energy, atom_virial, frames.frame_idx, energy, virial)
-        return ForceResult(energy, forces, virial, atom_energy, frames.frame_idx.copy())
+        sums = cpu.Sums.of(frames, 1)
+        cpu.sum_forces(batch, gradient[None], 0, frames.n_atoms, sums.forces)
+        cpu.sum_frames(atom_energy[None], atom_virial[None], sums)
+        return sums.results(atom_energy[None])[0]
 
 
 class _Clock:
@@ -193,9 +216,20 @@ def _gradients(
     return lambda a, b: symmetry.find_gradients(functions, batch, a, b, by_feature, gradient, virial)
 
 
-def _evaluate_nets(member: Potential, features: Floats, types: Ints) -> tuple[Floats, Floats]:
-    """Energies of atoms sorted by species, (n,), eV, and their derivatives by D, (n, n_features)."""
-    descriptor = cast(BehlerParrinello, member.descriptor)
+def _evaluate_nets(
+    member: Potential, features: Floats, types: Ints, by_charge: Floats | None = None
+) -> tuple[Floats, Floats]:
+    """Energies of atoms sorted by species, and derivatives by D of these and of Σ_i φ_i q_i.
+
+    Args:
+        member: the potential.
+        features: of the atoms, (n, n_features).
+        types: their species, in order.
+        by_charge: φ, (n,), eV/e, where surroundings decide charges q; None where they do not.
+
+    Returns:
+        (n,), eV, and (n, n_features).
+    """
     energy, by_feature = np.empty(len(types)), np.empty_like(features)
     bounds = np.searchsorted(types, np.arange(len(member.species) + 1))
     for c, (low, high) in enumerate(pairwise(bounds)):
@@ -203,19 +237,41 @@ def _evaluate_nets(member: Potential, features: Floats, types: Ints) -> tuple[Fl
             continue
         with torch.enable_grad():
             raw = torch.from_numpy(features[low:high]).requires_grad_()
-            d = ((raw - descriptor.davg[c]) / descriptor.dstd[c]).to(member.network_dtype)
+            d = _standardised(member, raw, c)
             output = member.fitting.net_of(c)(d).squeeze(-1).double()
-            (gradient,) = torch.autograd.grad(output.sum(), raw, materialize_grads=True)
-        if c in member.absent:
-            energy[low:high], by_feature[low:high] = 0.0, 0.0
-            continue
+            weighed = output.sum() * (c not in member.absent)
+            if by_charge is not None:
+                weighed = weighed + (torch.from_numpy(by_charge[low:high]) * _charges_of(member, d, c)).sum()
+            (gradient,) = torch.autograd.grad(weighed, raw, materialize_grads=True)
+        by_feature[low:high] = gradient.numpy()
         vacuum = member.fitting.vacuum(c).double() if c in member.vacuum_removed else torch.zeros(1, 1)
         energy[low:high] = (output.detach() - vacuum.detach()[0, 0] + member.energy_bias[c]).numpy()
-        by_feature[low:high] = gradient.numpy()
+        if c in member.absent:
+            energy[low:high] = 0.0
     return energy, by_feature
 
 
-def _room_for_edges() -> int:
-    """How many edges of a new list fit into the memory, with what is computed for each."""
-    left = memory_left()
-    return MOST_EDGES if left is None else int(_SHARE * left / _EDGE_BYTES)
+@torch.no_grad()
+def _charges(member: Potential, features: Floats, types: Ints) -> Floats:
+    """What the nets for charges say of atoms sorted by species, (n,), e."""
+    charges = np.empty(len(types))
+    bounds = np.searchsorted(types, np.arange(len(member.species) + 1))
+    for c, (low, high) in enumerate(pairwise(bounds)):
+        d = _standardised(member, torch.from_numpy(features[low:high]), c)
+        charges[low:high] = _charges_of(member, d, c).numpy()
+    return charges
+
+
+def _standardised(member: Potential, raw: Tensor, species: int) -> Tensor:
+    """What the nets take of atoms of one species."""
+    descriptor = cast(BehlerParrinello, member.descriptor)
+    return ((raw - descriptor.davg[species]) / descriptor.dstd[species]).to(member.network_dtype)
+
+
+def _charges_of(member: Potential, d: Tensor, species: int) -> Tensor:
+    """What the net for charges says of atoms of one species, (n,), float64, e."""
+    electrostatics = member.electrostatics
+    if electrostatics is None or electrostatics.nets is None or electrostatics.config.environment is None:
+        raise TypeError("the charges of this potential do not depend on the surroundings")
+    output: Tensor = electrostatics.nets.net_of(species)(d)[:, 0].double()
+    return electrostatics.config.environment.scale * output

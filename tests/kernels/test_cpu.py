@@ -74,9 +74,25 @@ def test_the_largest_arguments_do_not_overflow() -> None:
             assert np.isfinite([y, slope]).all(), name
 
 
-def test_blocks_are_whole_tiles() -> None:
-    for n_atoms, n_blocks in ((1, 1), (192, 6), (10_000, 6), (7, 3)):
-        rows = cpu.rows_of_block(n_atoms, n_blocks, 96)
-        assert 0 < rows <= 96
-        assert rows % simd.TILE_ROWS == 0
-    assert cpu.rows_of_block(192, 3, 96) == 64
+@pytest.mark.parametrize("n_threads", [1, 2, 3, 16])
+@pytest.mark.parametrize(
+    "counts",
+    [(64, 128), (512, 1024), (1, 0), (0, 0), (100, 37, 3), (5000, 1, 0, 12000)],
+    ids=lambda n: "-".join(map(str, n)),
+)
+def test_blocks_are_all_atoms_in_whole_tiles(counts: tuple[int, ...], n_threads: int) -> None:
+    n, products = np.array(counts), np.array([8e5, 1e6, 0.0, 3e5])[: len(counts)]
+    blocks = cpu.cut_into_blocks(n, products, n_threads, 96)
+    low, high, species = blocks.T
+    assert ((low < high) & (high - low <= 128)).all()
+    bounds = np.cumsum(np.append(0, n))
+    assert ((low >= bounds[species]) & (high <= bounds[species + 1])).all()
+    assert ((low - bounds[species]) % simd.TILE_ROWS == 0).all()
+    taken = np.concatenate([np.arange(a, b) for a, b in zip(low, high, strict=True)]) if len(blocks) else np.zeros(0)
+    np.testing.assert_array_equal(np.sort(taken), np.arange(n.sum()))
+
+
+def test_few_atoms_are_shared_evenly() -> None:
+    blocks = cpu.cut_into_blocks(np.array([64, 128]), np.array([8e5, 1e6]), 2, 96)
+    assert sorted((blocks[:, 1] - blocks[:, 0]).tolist()) == [32, 64, 96]
+    assert (blocks[0, 1] - blocks[0, 0], blocks[0, 2]) == (96, 1)

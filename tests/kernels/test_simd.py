@@ -168,7 +168,7 @@ def test_narrower_vectors(bits: int, tmp_path: Path) -> None:
         pytest.skip("this CPU has no vectors so wide")
     here = Path(__file__).parent
     environment = {**os.environ, "DPSERVER_NARROW": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
-    tests = [here / "test_simd.py", here / "test_cpu.py"]
+    tests = [here / f"test_{name}.py" for name in ("simd", "cpu", "fourier", "mesh", "waves")]
     command = [sys.executable, here / "narrow.py", str(bits), "-q", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, cwd=here.parents[1], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:]

@@ -212,6 +212,7 @@ def test_functions_by_default() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
+        ({"radial": "auto:1000000000"}, r'model\.descriptor\.radial: after "auto:" comes a number of .* to 1000'),
         ({"radial": "auto:0"}, r'model\.descriptor\.radial: after "auto:" comes a number'),
         ({"angular": "many"}, r'model\.descriptor\.angular: expected a list of functions, "auto" or "auto:n"'),
         ({"angular": [[0.1, 2, 1]]}, r"model\.descriptor\.angular\[0\]\[1\]: .*lambda must be 1 or -1"),

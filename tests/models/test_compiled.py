@@ -295,6 +295,29 @@ def test_atoms_closer_than_the_tables_reach_are_answered_exactly() -> None:
     assert_same(result[2], plain.evaluate(structures.cluster()))
 
 
+@pytest.mark.parametrize(
+    ("precision", "asked", "said"),
+    [
+        ("mixed", 1e-9, "tables of nets in float32 are made for 3.0e-07"),
+        ("double", 1e-13, "tables of nets in float64 are made for 5.0e-11"),
+        ("mixed", 1e-10, ""),  # the default
+        ("double", 1e-9, ""),
+    ],
+)
+def test_a_finer_error_of_tables_than_there_is_gets_one_line(
+    precision: str, asked: float, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    compilation._tell_what_is_reached.cache_clear()
+    potential = make()
+    potential.set_precision(precision)
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            potential.accelerate(threads=1, table_error=asked)
+            potential.evaluate(structures.cluster())
+    lines = [record.message for record in caplog.records if "--table-error" in record.message]
+    assert lines == ([f"--table-error {asked:.1e} is finer than rounding leaves: {said}"] if said else [])
+
+
 def test_errors_are_those_of_the_reference() -> None:
     frames = Frames.concatenate([structures.molecule(), structures.cubic()])
     potential = fast(Potential(parse(ModelConfig, test_se_e2_a.model_with_sel([20, 13]))))
