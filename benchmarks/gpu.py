@@ -3,8 +3,9 @@
     python benchmarks/gpu.py [w.pt] [--sizes 192,1536,5184,12288,41472,98304] [--beads 1,8,32] [--repeats 7]
 
 Without a model the network is DeePMD-kit's usual one (25-50-100, 16 axes, 240x3) with random weights and the statistics
-of examples/water: what it computes means nothing, how fast it does is that of any such model. Needs CUDA; takes a few
-minutes. Atoms move by 0.02 Å between evaluations; positions come from the host and forces go back, as in serving.
+of examples/water: what it computes means nothing, how fast it does is that of any such model. Needs CUDA, and numpy,
+numba, pydantic and vesin beside torch with Triton; takes a few minutes. Atoms move by 0.02 Å between evaluations;
+positions come from the host and forces go back, as in serving.
 
 Prints tables and appends a record to benchmarks/results/gpu.json.
 """

@@ -5,11 +5,15 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass
+from typing import Final
 
 from dpserver.bench.structures import moving
 from dpserver.frames import Frames
 from dpserver.models.committee import Committee
 from dpserver.models.potential import Potential
+
+_UNCOUNTED: Final = 2
+"""Evaluations before those that count: kernels for parameters of frames are made in the second, see `folding`."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ def measure(model: Potential | Committee, frames: Frames, repeats: int) -> Timin
     """Time evaluations of structures whose atoms move a little from one to the next.
 
     Args:
-        model: accelerated; the first evaluation is not counted.
+        model: accelerated; the first evaluations, in which kernels may be compiled, are not counted.
         frames: the batch.
         repeats: evaluations that count.
 
@@ -57,7 +61,8 @@ def measure(model: Potential | Committee, frames: Frames, repeats: int) -> Timin
         StructureError: the model refuses the structures.
     """
     step, times = moving(frames), []
-    model.evaluate(step())
+    for _ in range(_UNCOUNTED):
+        model.evaluate(step())
     for _ in range(repeats):
         structures = step()
         start = time.perf_counter()
@@ -70,7 +75,7 @@ def stages(model: Potential | Committee, frames: Frames, repeats: int) -> Stages
     """Take an evaluation apart, the fastest of several for each stage.
 
     Args:
-        model: accelerated.
+        model: accelerated; the first time, when kernels may be compiled, is not counted.
         frames: the batch.
         repeats: how often.
 
@@ -80,6 +85,7 @@ def stages(model: Potential | Committee, frames: Frames, repeats: int) -> Stages
     compiled = model.compiled()
     if len(compiled) != 1 or compiled[0] is None:
         return None
+    compiled[0].profile(frames)
     parts = [compiled[0].profile(frames) for _ in range(repeats)]
     seconds = {name: min(part[name] for part in parts) for name in parts[0]}
     return Stages(seconds, compiled[0].products(frames))

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dpserver.cli import console, options
-from dpserver.errors import ConfigError
+from dpserver.defaults import TABLE_ERROR
+from dpserver.errors import ConfigError, ModelFileError
 
 if TYPE_CHECKING:
+    import torch
+
     from dpserver.frames import Frames
     from dpserver.models.committee import Committee
     from dpserver.models.potential import Potential
@@ -40,7 +43,7 @@ def bench(
     device: options.Device = "auto",
     precision: options.Precision = None,
     threads: options.Threads = None,
-    table_error: options.TableError = 1e-10,
+    table_error: options.TableError = TABLE_ERROR,
 ) -> None:
     """Time a model on this machine: over sizes and beads, stage by stage, and against what matrix products reach here.
 
@@ -54,7 +57,7 @@ def bench(
 
     potential = dpserver.load(model, device=device, precision=precision, threads=threads, table_error=table_error)
     if isinstance(potential, GDMLModel):
-        raise ConfigError(f"{model} is an sGDML model, of one molecule, and has no sizes to time; serve it instead")
+        raise ModelFileError(f"{model} is an sGDML model, of one molecule, and has no sizes to time; serve it instead")
     make = _maker(potential, structure)
     with console.err.status("getting ready"):
         potential.warm_up()
@@ -76,7 +79,7 @@ def bench(
             {**vars(timing), "us_per_atom": timing.us_per_atom, "atom_steps_per_s": timing.n_atoms / timing.median}
             for timing in timings
         ],
-        "peak_memory_mb": _peak_memory(potential.device.type),
+        "peak_memory_mb": _peak_memory(potential.device),
     }
     if parts is not None:
         found["stages_us_per_atom"] = {name: 1e6 * t / smallest.n_atoms for name, t in parts.seconds.items()}
@@ -148,12 +151,12 @@ def _read(path: Path, species: tuple[str, ...]) -> Frames:
     return Frames.single(atoms.positions, [species.index(s) for s in atoms.symbols], atoms.cell.array)
 
 
-def _peak_memory(device: str) -> int:
+def _peak_memory(device: torch.device) -> int:
     """Largest memory in use so far, MB: of the device, or of the process."""
-    if device == "cuda":
+    if device.type == "cuda":
         import torch
 
-        return int(torch.cuda.max_memory_allocated() >> 20)
+        return int(torch.cuda.max_memory_allocated(device) >> 20)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (20 if sys.platform == "darwin" else 10)
 
 

@@ -17,8 +17,8 @@ import torch
 
 from dpserver.frames import ForceResult, Frames, Ints
 from dpserver.kernels.tables import TableError
-from dpserver.models.accelerated import Accelerated
-from dpserver.models.assembly import ACCEPTED, FINEST
+from dpserver.models.accelerated import SKIN, Accelerated
+from dpserver.models.assembly import ACCEPTED, FINEST, dtype_of
 from dpserver.models.curves import descriptor_of
 from dpserver.models.device_batch import DeviceBatch
 from dpserver.models.device_model import Centre, DeviceModel, centre_of
@@ -27,9 +27,6 @@ from dpserver.neighbors.device_cache import DeviceListCache, DeviceNeighbourhood
 
 if TYPE_CHECKING:
     from dpserver.models.potential import Potential
-
-SKIN: Final = 1.0
-"""How much further neighbour lists reach than the cutoff, Å."""
 
 _MOST_BATCHES: Final = 4
 
@@ -49,7 +46,7 @@ class DeviceCompiled(Accelerated):
     def __init__(self, members: Sequence[Potential], table_error: float) -> None:
         super().__init__(members)
         device, descriptor = members[0].device, descriptor_of(members[0])
-        dtype = np.dtype(np.float64 if members[0].network_dtype == torch.float64 else np.float32)
+        dtype = dtype_of(members[0])
         table_error = max(table_error, FINEST[dtype])
         reach = np.min([reach_of(member) for member in members], axis=0)
         self.error = TableError(0.0, 0.0, 0.0)
@@ -65,8 +62,8 @@ class DeviceCompiled(Accelerated):
         config = descriptor.config
         cutoff = torch.tensor([config.rcut, config.rcut_smth, config.env_protection], dtype=torch.float64)
         self._model = DeviceModel(centres, cutoff.to(device), members[0].network_dtype)
-        self._reach = descriptor.rcut + SKIN
-        self._lists = DeviceListCache(descriptor.rcut, SKIN, self._n_species, device)
+        self._rcut = descriptor.rcut
+        self._lists = self._no_lists()
         self._batches: OrderedDict[tuple[Any, ...], DeviceBatch] = OrderedDict()
 
     def __str__(self) -> str:
@@ -79,7 +76,7 @@ class DeviceCompiled(Accelerated):
     def warm_up(self) -> None:
         """Evaluate a periodic structure as well: whatever makes its list is tried before anybody waits for it."""
         super().warm_up()
-        edge = 3 * self._reach
+        edge = 3 * (self._rcut + SKIN)
         inside, outside = [0.5, 1.0, 1.0], [-0.7, 1.0, 1.0]
         with self._lock:
             self._compute(Frames.single([inside, outside, [edge - 0.9, 2.3, edge + 0.2]], [0, 0, 0], edge * np.eye(3)))
@@ -101,8 +98,16 @@ class DeviceCompiled(Accelerated):
         return found
 
     def _compute(self, frames: Frames) -> tuple[list[ForceResult], Ints]:
-        near = self._lists.find(frames)
-        return self._batch(frames, near).evaluate(frames, near)
+        try:
+            near = self._lists.find(frames)
+            return self._batch(frames, near).evaluate(frames, near)
+        except torch.OutOfMemoryError:
+            self._batches.clear()  # what comes next is smaller, and needs the room that this has taken
+            self._lists = self._no_lists()
+            raise
+
+    def _no_lists(self) -> DeviceListCache:
+        return DeviceListCache(self._rcut, SKIN, self._n_species, self._model.device)
 
     def _batch(self, frames: Frames, near: DeviceNeighbourhood) -> DeviceBatch:
         """Room on the device for such a batch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any, Final
 
@@ -153,8 +154,9 @@ class DeviceBatch:
     def profile(self) -> dict[str, float]:
         """Seconds by stage of what was evaluated last."""
         watch = _Watch(self._device)
-        self._launch(watch.mark)
-        return watch.seconds()
+        with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
+            self._launch(watch.mark)
+            return watch.seconds()
 
     def _launch(self, mark: Callable[[str], None] = lambda _: None) -> None:
         """All stages; nothing here may wait for the device.
