@@ -17,11 +17,11 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import ArrayLike
 
+from dpserver.defaults import TABLE_ERROR
 from dpserver.errors import ConfigError, StructureError
 from dpserver.frames import CommitteeResult, Frames, Ints
 from dpserver.models import checkpoint
 from dpserver.models.committee import Committee
-from dpserver.models.compilation import TABLE_ERROR
 from dpserver.models.parameters import suited
 from dpserver.models.potential import Potential
 from dpserver.models.tensors import TensorModel

@@ -6,7 +6,7 @@
 2. Dynamics of the liquid by i-PI through the daemon, classical at 300 and 330 K, with 8 beads, and by the loc_frame
    model: g_OO, g_OH, g_HH and the angles O-O-O beside those of the DFT frames.
 
-Three hours on two cores: ten trainings of 4,000 steps, 5 to 15 minutes each, one of 20,000, and 15 minutes of
+Three hours on two cores: ten trainings of 4,000 steps, 5 to 15 minutes each, one of 12,000, and 15 minutes of
 dynamics. The data are third-party and not in the repository; without them the script says where to get them.
 """
 
@@ -32,7 +32,7 @@ from dpserver.frames import Floats
 TITLE: Final = water_page.TITLE
 TRAINING: Final = ("data_0", "data_1", "data_2")
 HELD_OUT: Final = "data_3"
-LONG: Final = 20_000
+LONG: Final = 12_000
 """Steps of the training of the loc_frame model that dynamics are run with."""
 DESCRIPTORS: Final = ("se_e2_a", "loc_frame")
 _INPUTS: Final = {"se_e2_a": "train.json", "loc_frame": "loc_frame.json"}

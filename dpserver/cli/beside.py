@@ -74,7 +74,7 @@ def check_parameters(parameters: Parameters, model: ForceModel) -> None:
 
 
 def accompanied(model: ForceModel, service: Service, device: str, contents: Sequence[Mapping[str, Any]]) -> ForceModel:
-    """A model of energies with those beside it that the command line names, ready to answer.
+    """A model of energies with those beside it that the command line names.
 
     Args:
         model: of energies.
@@ -94,9 +94,7 @@ def accompanied(model: ForceModel, service: Service, device: str, contents: Sequ
         kind: _make(kind, values, path, device, service.precision)
         for (kind, path), values in zip(service.beside, contents, strict=True)
     }
-    served = Accompanied(model, others.get("dipole"), others.get("polar"), has_born_charges=service.has_born_charges)
-    served.warm_up()
-    return served
+    return Accompanied(model, others.get("dipole"), others.get("polar"), has_born_charges=service.has_born_charges)
 
 
 def _make(kind: str, values: Mapping[str, Any], path: str, device: str, precision: str | None) -> TensorModel:

@@ -29,8 +29,10 @@ def committee(
     if output.exists() and any(output.samefile(model) for model in models if model.exists()):
         raise ConfigError(f"--output {output} is one of the models to join; give the committee a name of its own")
 
-    from dpserver.models import checkpoint
+    from dpserver.models import checkpoint, gdml_file
 
+    for model in models:
+        gdml_file.refuse(model, "a committee has members of dpserver and of DeePMD-kit only")
     values = checkpoint.join(models)
     checkpoint.write(output, values)
     console.err.print(

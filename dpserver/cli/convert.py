@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dpserver.cli import beside, console, options
-from dpserver.errors import ConfigError
+from dpserver.errors import ConfigError, ModelFileError
 
 
 def import_model(
@@ -37,9 +37,9 @@ def import_model(
     from dpserver.engine.templates import read_symbols
     from dpserver.models import checkpoint, deepmd, gdml_file
 
-    gdml_file.refuse(source)
+    gdml_file.refuse(source, "there is nothing to import, serve it as it is")
     if source.is_file() and not deepmd.recognises(source):
-        raise ConfigError(f"{source} is no model of DeePMD-kit; expected a .pth, .pt, .pb, .dp or .yaml file of it")
+        raise ModelFileError(f"{source} is no model of DeePMD-kit; expected a .pth, .pt, .pb, .dp or .yaml file of it")
     symbols = None if template is None else read_symbols(template)
     values = checkpoint.read(source, head)
     if symbols is not None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from dpserver import guard
 from dpserver.cli import beside
+from dpserver.defaults import TABLE_ERROR
 from dpserver.errors import ConfigError, DeviceError
 
 if TYPE_CHECKING:
@@ -54,6 +55,18 @@ def check_decompose(text: str) -> None:
     """
     if text not in WAYS:
         raise ConfigError(f"--decompose must be {', '.join(WAYS)}; got {text!r}")
+
+
+def check_cuttable(decompose: str, model: object) -> None:
+    """Refuse to cut structures for a model that can only be given whole ones, before anything is made for it.
+
+    Raises:
+        ConfigError: they were to be cut.
+    """
+    from dpserver.parallel.plan import Decompose
+    from dpserver.parallel.ranked import check_decompose
+
+    check_decompose(Decompose(decompose), model)
 
 
 def check_command(command: str) -> None:
@@ -164,7 +177,7 @@ def service_of(
     polar: Path | None = None,
     *,
     has_born_charges: bool = False,
-    table_error: float = 1e-10,
+    table_error: float = TABLE_ERROR,
 ) -> Service:
     """What the other ranks have to know to load the models."""
     from dpserver.daemon.team import Service
@@ -186,8 +199,7 @@ def _load(files: Sequence[bytes], service: Service, place: Place, places: Sequen
         model = checkpoint.prepare(values, service.path, device, service.precision, threads, service.table_error)
     else:
         model = _read(service, device, threads)
-    model.warm_up()
-    return _in_pieces(beside.accompanied(model, service, device, list(map(checkpoint.from_bytes, files[1:]))))
+    return _ready(model, beside.accompanied(model, service, device, list(map(checkpoint.from_bytes, files[1:]))))
 
 
 def _read(service: Service, device: str, threads: int | None) -> Loaded:
@@ -236,22 +248,37 @@ def loaded(team: Team | None, service: Service) -> Iterator[tuple[Loaded, list[d
     team.finish(crew)
 
 
+def together(team: Team | None, model: Loaded, others: Sequence[Mapping[str, Any]], service: Service) -> ForceModel:
+    """The model with those beside it, for rank 0; nothing has been made for their evaluation yet."""
+    device = service.device if team is None else service.device_of(team.me)
+    return beside.accompanied(model, service, device, others)
+
+
 def spread(
     team: Team | None,
     crew: Crew | None,
     model: Loaded,
-    others: Sequence[Mapping[str, Any]],
+    whole: ForceModel,
     service: Service,
     decompose: str,
     meter: Meter,
 ) -> ForceModel:
-    """What serves: the model with those beside it, or all of them over all ranks, once they have loaded theirs."""
+    """What serves: the model with those beside it, or all of them over all ranks, once they have loaded theirs.
+
+    Args:
+        team: of all ranks, or None.
+        crew: the other ranks, or None.
+        model: of energies.
+        whole: the same with those beside it, see `together`.
+        service: what is served.
+        decompose: how structures are spread.
+        meter: is told.
+    """
     from dpserver.daemon.team import shared_devices
     from dpserver.parallel.plan import Decompose
     from dpserver.parallel.ranked import RankedModel
 
-    device = service.device if team is None else service.device_of(team.me)
-    served = _in_pieces(beside.accompanied(model, service, device, others))
+    served = _ready(model, whole)
     if team is None or crew is None:
         return served
     about = [service.describe(team.me, team.places), *crew.await_model()]
@@ -265,11 +292,15 @@ def spread(
     return found
 
 
-def _in_pieces(model: ForceModel) -> ForceModel:
-    """The model, and what is too large for the memory in parts."""
+def _ready(model: Loaded, whole: ForceModel) -> ForceModel:
+    """A model with those beside it, ready to answer; what is too large for the memory is evaluated in parts."""
+    from dpserver.engine import Accompanied
     from dpserver.parallel.pieces import Pieces
 
-    return Pieces(model)
+    model.warm_up()
+    if isinstance(whole, Accompanied):
+        whole.warm_up()
+    return Pieces(whole)
 
 
 def budget_of(team: Team | None) -> Budget:

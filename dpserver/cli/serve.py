@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from dpserver.cli import beside, dp_ipi, mpi, options, ranks
+from dpserver.defaults import TABLE_ERROR
 from dpserver.errors import ConfigError, StructureError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def serve(
     device: options.Device = "auto",
     precision: options.Precision = None,
     threads: options.Threads = None,
-    table_error: options.TableError = 1e-10,
+    table_error: options.TableError = TABLE_ERROR,
     decompose: options.Decompose = "auto",
     group_size: options.GroupSize = 1,
     extras: options.Extras = "auto",
@@ -94,6 +95,7 @@ def serve(
     from dpserver.daemon.mpi_driver import MPIDriver
     from dpserver.models.memory import memory_in_use
     from dpserver.monitor import Meter
+    from dpserver.monitor.others import warn_of_others
     from dpserver.monitor.outlets import open_outlets
 
     set_up_logging(log_level, is_json=is_log_json)
@@ -116,16 +118,19 @@ def serve(
         ranks.work_for(team)
         return
     with open_outlets(meter, control, metrics), ranks.loaded(team, service) as (potential, others, crew):
+        warn_of_others([str(target.endpoint) for target in targets])
         _check_orders([order, *(target.order for target in targets)], potential.species)
         if driver is not None:
             driver.tell(potential.species)
         logger.info("%s: knows %s, %s", model, ", ".join(potential.species), _kind(potential))
-        potential.warm_up()
+        whole = ranks.together(team, potential, others, service)
+        beside.check_parameters(parameters, whole)
+        if crew is not None:
+            ranks.check_cuttable(decompose, whole)
+        watch = _watch(potential, warn_deviation, save_deviating)
         meter.about["device"] = str(potential.device)
         meter.memory = lambda: memory_in_use(potential.device)
-        served = ranks.spread(team, crew, potential, others, service, decompose, meter)
-        beside.check_parameters(parameters, served)
-        watch = _watch(potential, warn_deviation, save_deviating)
+        served = ranks.spread(team, crew, potential, whole, service, decompose, meter)
         pace = report or None
         server: Daemon | MPIDriver
         if is_mpi_driver:

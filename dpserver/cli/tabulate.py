@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dpserver.cli import console, options
+from dpserver.defaults import TABLE_ERROR
 from dpserver.errors import ConfigError
 
 
@@ -16,7 +17,7 @@ def tabulate(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Model file to write.", metavar="FILE", show_default=False)
     ],
-    table_error: options.TableError = 1e-10,
+    table_error: options.TableError = TABLE_ERROR,
 ) -> None:
     """Write a model file that holds the tables of the embedding nets, which are made at every start else.
 

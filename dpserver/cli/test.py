@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from dpserver.cli import console, options
+from dpserver.defaults import TABLE_ERROR
 from dpserver.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def test(
     device: options.Device = "auto",
     precision: options.Precision = None,
     threads: options.Threads = None,
-    table_error: options.TableError = 1e-10,
+    table_error: options.TableError = TABLE_ERROR,
 ) -> None:
     """Print the errors of a model on reference data: energy, force and virial, MAE and RMSE.
 
@@ -137,9 +138,10 @@ def test(
 
 def _load(path: Path, device: str, precision: str | None, threads: int | None, table_error: float) -> Model:
     """A model of energies, a committee, or a model of dipoles or polarizabilities."""
-    from dpserver.models import checkpoint
+    from dpserver.models import checkpoint, gdml_file
     from dpserver.models.tensors import TensorModel
 
+    gdml_file.refuse(path, f"`sgdml test {path} DATASET.npz` tells its errors")
     values = checkpoint.read(path)
     if "members" not in values and isinstance(checkpoint.restore_model(values, str(path)), TensorModel):
         return checkpoint.load_tensor(path, device, precision)

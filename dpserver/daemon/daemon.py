@@ -27,9 +27,9 @@ from dpserver.transport import Backoff, Watchable
 
 logger = logging.getLogger(__name__)
 
-BRIEF_SECONDS = 5e-4
+BRIEF_SECONDS = 5e-3
 """An evaluation that takes less is made by the talking thread itself: to wake another one and to be woken by it takes
-about as long, and nobody waits for a STATUS longer than that."""
+a quarter of a millisecond, and nobody waits longer than the evaluation for a STATUS."""
 
 
 class ExitCode(IntEnum):

@@ -22,6 +22,7 @@ from typing import Any, Final, NoReturn
 
 from dpserver import guard
 from dpserver.daemon.signals import stop_on_signals
+from dpserver.defaults import TABLE_ERROR
 from dpserver.engine import ForceModel
 from dpserver.errors import DeviceError
 from dpserver.parallel.communicator import Place, threads_of
@@ -74,7 +75,7 @@ class Service:
     path: str
     beside: tuple[tuple[str, str], ...] = ()
     has_born_charges: bool = False
-    table_error: float = 1e-10
+    table_error: float = TABLE_ERROR
 
     def device_of(self, place: Place) -> str:
         """The device of a rank: those of its node in turn, unless the user named one."""

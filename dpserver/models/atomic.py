@@ -79,6 +79,11 @@ class AtomicModel(nn.Module):
         return not any(getattr(part, "has_ordered_atoms", False) for part in self.descriptor.modules())
 
     @property
+    def whole_because(self) -> str:
+        """Why it cannot, in words."""
+        return "its se_atten has averages that are not zero, so that it counts which atom is the first"
+
+    @property
     def takes(self) -> Takes:
         """The parameters that the model takes beside a structure."""
         fitting = self.config.fitting_net

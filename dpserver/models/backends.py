@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final, Literal, overload
 
+from dpserver.defaults import TABLE_ERROR
 from dpserver.errors import ConfigError
 from dpserver.models import checkpoint
 from dpserver.models.committee import Committee
-from dpserver.models.compilation import TABLE_ERROR
 from dpserver.models.deepmd_kit import DeepPotModel
 from dpserver.models.gdml import GDMLModel
 from dpserver.models.gdml_file import recognises

@@ -18,11 +18,11 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from dpserver.defaults import TABLE_ERROR
 from dpserver.errors import ConfigError, DeviceError, ModelFileError
 from dpserver.models import deepmd
 from dpserver.models.atomic import AtomicModel
 from dpserver.models.committee import Committee, check_species
-from dpserver.models.compilation import TABLE_ERROR
 from dpserver.models.config import ModelConfig, TensorFittingConfig, parse
 from dpserver.models.deepmd.archive import check_stored
 from dpserver.models.gdml_file import refuse as refuse_gdml
@@ -279,10 +279,11 @@ def restore_model(values: Mapping[str, Any], source: str = "the model file") -> 
     try:
         config = parse(ModelConfig, given["model"], "config.model")
         kind = TensorModel if isinstance(config.fitting_net, TensorFittingConfig) else Potential
+        with torch.device("meta"):  # takes no memory, whatever sizes the config asks for
+            _check_state(kind(config, precision=given["precision"]).state_dict(), state)
         potential = kind(config, precision=given["precision"])
-        _check_state(potential.state_dict(), state)
         potential.load_state_dict(state)
-        distances = values["statistics"]["min_distance"].numpy().astype(np.float64)
+        distances = values["statistics"]["min_distance"].numpy()
         if "tables" in values and isinstance(potential, Potential):
             potential.tables = parse_tables(values["tables"], potential)
     except (ConfigError, RuntimeError, TypeError, AttributeError) as error:
@@ -291,7 +292,7 @@ def restore_model(values: Mapping[str, Any], source: str = "the model file") -> 
         raise ModelFileError(f"{source} is inconsistent: species and statistics do not fit its type_map")
     if not all(torch.isfinite(tensor).all() for tensor in state.values()):
         raise ModelFileError(f"{source} holds weights that are not finite: its training has diverged")
-    potential.min_distance = distances
+    potential.min_distance = distances.astype(np.float64)
     potential.template = None if values["template"] is None else tuple(values["template"])
     return potential
 
@@ -313,7 +314,7 @@ def _check_state(expected: Mapping[str, torch.Tensor], state: Mapping[str, Any])
     """Compare the tensors of a file with those of the network that its config describes.
 
     Raises:
-        TypeError: a tensor is missing, too many, no tensor, or of another shape.
+        TypeError: a tensor is missing, too many, no tensor, longer than its numbers, or of another shape.
     """
     if missing := [name for name in expected if name not in state]:
         raise TypeError(f"its state lacks {_listed(missing)}")
@@ -323,6 +324,8 @@ def _check_state(expected: Mapping[str, torch.Tensor], state: Mapping[str, Any])
         found = state[name]
         if not isinstance(found, torch.Tensor) or not found.is_floating_point():
             raise TypeError(f"{name} of its state is no tensor of real numbers")
+        if found.layout is not torch.strided or found.untyped_storage().nbytes() < found.numel() * found.element_size():
+            raise TypeError(f"{name} of its state says more numbers than it has")
         if found.shape != tensor.shape:
             raise TypeError(
                 f"{name} of its state has the shape {tuple(found.shape)}, its config asks for {tuple(tensor.shape)}"

@@ -55,7 +55,8 @@ class DeepPotModel:
     """
 
     template: tuple[str, ...] | None = None
-    can_cut = False  # DeePMD-kit takes whole structures
+    can_cut = False
+    whole_because = "with --backend deepmd, DeePMD-kit evaluates whole structures"
 
     def __init__(self, path: str | Path, device: str = "auto", threads: int | None = None) -> None:
         path = Path(path)

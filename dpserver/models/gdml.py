@@ -26,15 +26,15 @@ import torch
 
 from dpserver import neighbors
 from dpserver.errors import ConfigError, DeviceError, ModelFileError, StructureError
-from dpserver.frames import Bools, Floats, ForceResult, Frames, Ints
+from dpserver.frames import Floats, ForceResult, Frames, Ints
 from dpserver.models.gdml_file import GDMLFile
 from dpserver.models.memory import check_room
 from dpserver.models.parameters import Takes, check_parameters
+from dpserver.neighbors.grid import completed, heights
 
 _OVERLAP_RADIUS: Final = 1.0  # Å; within it atoms are looked at that may lie on top of each other
 _CHUNK: Final = 32_768
 """Numbers of one array that the package works on at a time, so that they stay in a cache."""
-_ALL: Final = np.ones(3, dtype=bool)
 _NEARER: Final = 0.7
 _FARTHER: Final = 1.4
 """Times the smallest and the largest distance of two atoms in training: beyond, the structure is another one."""
@@ -65,7 +65,8 @@ class GDMLModel:
         DeviceError: the device is not the CPU.
     """
 
-    can_cut = False  # the energy is no sum over atoms
+    can_cut = False
+    whole_because = "the energy of an sGDML model is no sum over atoms"
     takes = Takes()
 
     def __init__(self, path: str | Path, device: str = "auto") -> None:
@@ -112,7 +113,7 @@ class GDMLModel:
         """
         frames.check(len(self.species))
         check_parameters(frames, 0, 0)
-        self._check_atoms(frames)
+        self.check_wholes(frames)
         n_frames, n_atoms = frames.n_frames, len(self._types)
         positions = np.reshape([self._whole(frames, k) for k in range(n_frames)], (n_frames, n_atoms, 3))
         self._check_distances(positions)
@@ -129,8 +130,12 @@ class GDMLModel:
             frames.frame_idx.copy(),
         )
 
-    def _check_atoms(self, frames: Frames) -> None:
-        """Refuse all but whole molecules of the model's own kind."""
+    def check_wholes(self, frames: Frames) -> None:
+        """Refuse all but whole molecules of the model's own kind.
+
+        Raises:
+            StructureError: a part of a molecule, another number of atoms, or another order.
+        """
         if frames.is_ghost is not None and frames.is_ghost.any():
             raise StructureError("an sGDML model knows whole molecules only, and a part of a structure was given")
         n_atoms, offsets = len(self._types), frames.offsets
@@ -158,12 +163,12 @@ class GDMLModel:
         x = frames.positions[frames.offsets[k] : frames.offsets[k + 1]]
         cell, pbc = frames.cell[k], frames.pbc[k]
         if pbc.any():
-            full = _completed(cell, pbc)
+            full = completed(cell, pbc)
             steps = np.round((x - x[0]) @ np.linalg.inv(full)) * pbc
             x = x - steps @ full
-            self._check_extent(x, _narrowest(full, pbc), f"frame {k} has a periodic cell that")
+            self._check_extent(x, float(heights(full)[pbc].min()), f"frame {k} has a periodic cell that")
         if self._lattice is not None:
-            self._check_extent(x, _narrowest(self._lattice, _ALL), "the cell of its training structures")
+            self._check_extent(x, float(heights(self._lattice).min()), "the cell of its training structures")
         return x
 
     def _check_extent(self, x: Floats, width: float, what: str) -> None:
@@ -216,24 +221,9 @@ def describe(path: str | Path) -> dict[str, Any]:
         "reach": float(farthest.max()),
         "n_train": file.n_train,
         "n_perms": file.n_perms,
-        "cell": "" if file.lattice is None else f" in a cell {_narrowest(file.lattice, _ALL):.3f} Å wide",
+        "cell": "" if file.lattice is None else f" in a cell {heights(file.lattice).min():.3f} Å wide",
         "about": dict(file.about),
     }
-
-
-def _completed(cell: Floats, pbc: Bools) -> Floats:
-    """Lattice vectors, those of open directions replaced by normals of unit length to the others, (3, 3)."""
-    full: Floats = np.where(pbc[:, None], cell, 0.0)
-    n_open = int((~pbc).sum())
-    if n_open:
-        full[~pbc] = np.linalg.svd(full)[2][3 - n_open :]
-    return full
-
-
-def _narrowest(cell: Floats, pbc: Bools) -> float:
-    """The smallest distance between the planes of a cell, of those along which it is periodic, Å."""
-    widths = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
-    return float(widths[pbc].min())
 
 
 def _by_species(nearest: Floats, pairs: tuple[Ints, Ints], types: Ints) -> Floats:

@@ -165,16 +165,20 @@ def recognises(path: str | Path) -> bool:
     return path.suffix.lower() == ".npz" or names.issuperset(_MARKS)
 
 
-def refuse(path: str | Path) -> None:
+def refuse(path: str | Path, instead: str = "its package `sgdml` trains and tests such models") -> None:
     """Say what can be done with an sGDML model where it cannot be used.
+
+    Args:
+        path: of a file, whatever it is.
+        instead: what to do.
 
     Raises:
         ModelFileError: the file is one.
     """
     if recognises(path):
         raise ModelFileError(
-            f"{path} is an sGDML model, which dpserver serves (dpserver --model) and shows (dpserver info), and "
-            "neither imports, exports nor trains; `sgdml` does the rest"
+            f"{path} is an sGDML model, which dpserver serves (dpserver --model {path}) and shows (dpserver info), and "
+            f"has no other use for; {instead}"
         )
 
 

@@ -135,14 +135,13 @@ def make(member: Potential, table_error: float) -> KeptTables:
     Raises:
         ConfigError: it is evaluated without tables, or these would be too large.
     """
-    from dpserver.models.assembly import ACCEPTED, FINEST
+    from dpserver.models.assembly import ACCEPTED, FINEST, dtype_of
     from dpserver.models.curves import tabulated
     from dpserver.models.planning import reach_of, tabulation_of
 
     if tabulated(member) is None:
         raise ConfigError(f"a model with the descriptor {member.config.descriptor.type} is evaluated without tables")
-    dtype = np.dtype(np.float64 if member.network_dtype == torch.float64 else np.float32)
-    tolerance, reach, n = max(table_error, FINEST[dtype]), reach_of(member), len(member.species)
+    tolerance, reach, n = max(table_error, FINEST[dtype_of(member)]), reach_of(member), len(member.species)
     pairs = []
     for centre in range(n):
         for neighbour in range(n):

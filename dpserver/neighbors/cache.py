@@ -7,7 +7,6 @@ Lists are found by content: the beads of a simulation may come in any order and 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -16,11 +15,10 @@ import numpy as np
 
 from dpserver.frames import Floats, Frames, Ints
 from dpserver.jit import jit
+from dpserver.neighbors.keeping import SAME, Batches, Kept, Key, key_of, outdated
 from dpserver.neighbors.lists import check_density
 from dpserver.neighbors.motion import Snapshot
 from dpserver.neighbors.rows import MOST_EDGES, Rows, Workers, build_rows
-
-_Key = tuple[bytes, bytes, bytes]
 
 MAX_EDGES = 4_000_000
 """Edges of all lists that are kept, beside those in use."""
@@ -28,13 +26,14 @@ MAX_EDGES = 4_000_000
 _FEWEST_EDGES = 1 << 14
 """A list counts for as many at least: more than some hundred lists, however small, are not worth a look."""
 
-_MOST_BATCHES = 4
 _SOME = 8
 """Atoms of a structure that are looked at first."""
 _LOOKS = 16
 """Lists that hold no more, of which the one is found that a structure's simulation has used so far."""
-_SAME = 1.5
-"""A structure whose atoms are all within so many skins of those of a list is a later one of the same simulation."""
+
+_TIRED = 0.6
+"""Part of the way that atoms may go. A list that has come so far is made anew along with another one of its batch: each
+time one of them changes, all have to be joined again, which takes as long as making ten for beads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,23 +82,13 @@ class Neighbourhood(Rows):
         return np.asarray(np.einsum("ns,nsd->nd", self.shifts, frames.cell[self.shift_frame]))
 
 
-@dataclass(eq=False)
-class _List:
+class _List(Kept[Rows]):
     """A list, and where the atoms were that it was made for."""
-
-    number: int
-    snapshot: Snapshot
-    rows: Rows
-    last_use: int
 
     @property
     def size(self) -> int:
         """Edges that it counts for."""
         return max(self.rows.n_edges, _FEWEST_EDGES)
-
-    def compare(self, frame: Frames, rcut: float, reach: float) -> tuple[bool, float]:
-        """Compare its frame with one of the same atoms; see `Snapshot.compare`."""
-        return self.snapshot.compare(frame, rcut, reach, _SAME * (reach - rcut))
 
 
 class _Known:
@@ -171,8 +160,8 @@ class ListCache:
         self._workers = workers
         self._numbers = count()
         self._time = 0
-        self._lists: dict[_Key, _Known] = {}
-        self._batches: OrderedDict[tuple[int, ...], Neighbourhood] = OrderedDict()
+        self._lists: dict[Key, _Known] = {}
+        self._batches: Batches[Neighbourhood] = Batches()
         self.n_built = 0
 
     def find(self, frames: Frames) -> Neighbourhood:
@@ -189,44 +178,44 @@ class ListCache:
             MemoryError: a list has more edges than there is room for.
         """
         self._time += 1
-        found, cursors = [], dict[_Key, int]()
+        found, cursors = list[_List](), dict[Key, int]()
+        tired: list[tuple[int, Frames, _Known, int]] = []
+        n_built = self.n_built
         for frame in frames:
-            key = (frame.types.tobytes(), frame.pbc.tobytes(), _ghosts(frame))
+            key = key_of(frame)
             known = self._lists.setdefault(key, _Known())
-            place, before = self._search(known, frame, cursors.get(key, 0))
+            place, before, moved = self._search(known, frame, cursors.get(key, 0))
             if place is None:
                 place = self._build(known, frame, before)
+            elif moved > (_TIRED * (self._reach - self._rcut) / 2) ** 2:
+                tired.append((len(found), frame, known, place))
             cursors[key] = place + 1
             known[place].last_use = self._time
             found.append(known[place])
+        if self.n_built > n_built:
+            for number, frame, known, place in tired:
+                self._build(known, frame, place)
+                found[number] = known[place]
         self._forget()
         numbers = tuple(entry.number for entry in found)
-        if numbers not in self._batches:
-            self._make_room()
-            self._batches[numbers] = Neighbourhood.join([entry.rows for entry in found], frames)
-        self._batches.move_to_end(numbers)
-        return self._batches[numbers]
+        return self._batches.find(
+            numbers, lambda: Neighbourhood.join([entry.rows for entry in found], frames), self._max_edges
+        )
 
-    def _make_room(self) -> None:
-        """Give up the batches that have not been used for longest."""
-        n_edges = sum(batch.n_edges for batch in self._batches.values())
-        while self._batches and (len(self._batches) >= _MOST_BATCHES or n_edges > self._max_edges):
-            n_edges -= self._batches.popitem(last=False)[1].n_edges
-
-    def _search(self, known: _Known, frame: Frames, cursor: int) -> tuple[int | None, int | None]:
+    def _search(self, known: _Known, frame: Frames, cursor: int) -> tuple[int | None, int | None, float]:
         """Place of a list that holds for a frame, or else of the one that its simulation has used so far.
 
-        That of the same place in the last batch is tried first, then those used of late: where several simulations have
-        the same atoms, most of the others are of the past.
+        The third is how far its atoms have moved since then, squared, Å². The place of the last batch is tried first,
+        then those used of late: where several simulations have the same atoms, most of the others are of the past.
         """
         before, least = None, np.inf
         for place in self._in_order(known, frame, cursor):
             holds, moved = known[place].compare(frame, self._rcut, self._reach)
             if holds:
-                return place, None
+                return place, None, moved
             if moved < least and known[place].last_use < self._time:
                 before, least = place, moved
-        return None, before
+        return None, before, least
 
     def _in_order(self, known: _Known, frame: Frames, cursor: int) -> Iterator[int]:
         """The places of lists worth a look: first those that may hold, then the nearest of the others."""
@@ -239,7 +228,7 @@ class ListCache:
             np.flatnonzero(may_hold).tolist(), key=lambda k: (-min(known[k].last_use, last_batch), (k - cursor) % n)
         )
         yield from (place for place in order if place != cursor)
-        others = np.flatnonzero(~may_hold & (moved <= (_SAME * skin) ** 2))
+        others = np.flatnonzero(~may_hold & (moved <= (SAME * skin) ** 2))
         nearest = others[np.argsort(moved[others], kind="stable")][:_LOOKS]
         yield from (place for place in nearest.tolist() if place != cursor)
 
@@ -256,23 +245,11 @@ class ListCache:
     def _forget(self) -> None:
         """Give up the lists that have not been used for longest, down to the edges that may be kept."""
         idle = [entry for known in self._lists.values() for entry in known if entry.last_use < self._time]
-        n_edges = sum(entry.size for entry in idle)
-        if n_edges > self._max_edges:
-            given_up = set[int]()
-            for entry in sorted(idle, key=lambda e: e.last_use):
-                given_up.add(entry.number)
-                n_edges -= entry.size
-                if n_edges <= self._max_edges:
-                    break
+        if given_up := outdated(idle, self._max_edges):
             for known in self._lists.values():
                 known.keep(lambda entry: entry.number not in given_up)
         for key in [key for key, known in self._lists.items() if not known]:
             del self._lists[key]
-
-
-def _ghosts(frame: Frames) -> bytes:
-    """Which atoms are ghosts; nothing where none is, however that is said."""
-    return b"" if frame.is_ghost is None or not frame.is_ghost.any() else frame.is_ghost.tobytes()
 
 
 def _offsets(sizes: Sequence[int]) -> Ints:

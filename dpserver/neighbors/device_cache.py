@@ -6,7 +6,6 @@ together with all others of the batch that will not hold for much longer: on a G
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, count
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dpserver.frames import Frames
+from dpserver.neighbors.keeping import Batches, Kept, Key, key_of, outdated
 from dpserver.neighbors.lists import check_density
 from dpserver.neighbors.motion import Snapshot
 from dpserver.neighbors.on_device import DeviceRows, build_on_device
@@ -27,9 +27,6 @@ MAX_EDGES: Final = 32_000_000
 MAX_LISTS: Final = 256
 """Lists that are kept beside those in use, however small: a frame that none holds for is compared with each."""
 
-_MOST_BATCHES: Final = 4
-_SAME: Final = 1.5
-"""A structure whose atoms are all within so many skins of those of a list is a later one of the same simulation."""
 _EARLY: Final = 0.7
 """A list whose atoms have moved by this share of what it allows is made anew when another one is."""
 
@@ -89,17 +86,8 @@ class DeviceNeighbourhood:
         )
 
 
-@dataclass(eq=False)
-class _List:
+class _List(Kept[DeviceRows]):
     """A list, and where the atoms were that it was made for."""
-
-    number: int
-    snapshot: Snapshot
-    rows: DeviceRows
-    last_use: int
-
-
-_Key = tuple[bytes, bytes, bytes]
 
 
 class DeviceListCache:
@@ -120,8 +108,8 @@ class DeviceListCache:
         self._n_species, self._device = n_species, device
         self._numbers = count()
         self._time = 0
-        self._lists: dict[_Key, list[_List]] = {}
-        self._batches: OrderedDict[tuple[int, ...], DeviceNeighbourhood] = OrderedDict()
+        self._lists: dict[Key, list[_List]] = {}
+        self._batches: Batches[DeviceNeighbourhood] = Batches()
         self.n_built = 0
 
     def find(self, frames: Frames) -> DeviceNeighbourhood:
@@ -138,11 +126,11 @@ class DeviceListCache:
             MemoryError: a list has more edges than it can count.
         """
         self._time += 1
-        keys = [_key(frame) for frame in frames]
+        keys = [key_of(frame) for frame in frames]
         found: dict[int, _List] = {}
         renewed: dict[int, _List | None] = {}
         ageing: dict[int, _List | None] = {}
-        cursors: dict[_Key, int] = {}
+        cursors: dict[Key, int] = {}
         for k, key in enumerate(keys):
             known, cursor = self._lists.setdefault(key, []), cursors.get(key, 0)
             cursors[key] = cursor + 1
@@ -161,17 +149,11 @@ class DeviceListCache:
                 _replace(self._lists[keys[k]], renewed[k], entry)
                 found[k] = entry
         self._forget()
-        return self._join([found[k] for k in range(frames.n_frames)])
-
-    def _join(self, entries: Sequence[_List]) -> DeviceNeighbourhood:
+        entries = [found[k] for k in range(frames.n_frames)]
         numbers = tuple(entry.number for entry in entries)
-        if numbers not in self._batches:
-            n_edges = sum(batch.n_edges for batch in self._batches.values())
-            while self._batches and (len(self._batches) >= _MOST_BATCHES or n_edges > MAX_EDGES):
-                n_edges -= self._batches.popitem(last=False)[1].n_edges
-            self._batches[numbers] = DeviceNeighbourhood.join([entry.rows for entry in entries])
-        self._batches.move_to_end(numbers)
-        return self._batches[numbers]
+        return self._batches.find(
+            numbers, lambda: DeviceNeighbourhood.join([entry.rows for entry in entries]), MAX_EDGES
+        )
 
     def _search(self, known: Sequence[_List], frame: Frames, cursor: int) -> tuple[_List | None, float]:
         """The list of a frame, or that which its simulation has used so far, and how much of its time has gone by.
@@ -182,7 +164,7 @@ class DeviceListCache:
         before, least = None, np.inf
         skin = self._reach - self._rcut
         for entry in self._in_order(known, cursor):
-            holds, moved = entry.snapshot.compare(frame, self._rcut, self._reach, _SAME * skin)
+            holds, moved = entry.compare(frame, self._rcut, self._reach)
             if holds:
                 return entry, float(np.sqrt(moved)) / (skin / 2)
             if moved < least and entry.last_use < self._time:
@@ -212,15 +194,10 @@ class DeviceListCache:
 
     def _forget(self) -> None:
         """Give up the lists that have not been used for longest, down to the number and edges that may be kept."""
-        idle = [(key, entry) for key, known in self._lists.items() for entry in known if entry.last_use < self._time]
-        n_lists, n_edges = len(idle), sum(entry.rows.n_edges for _, entry in idle)
-        for key, entry in sorted(idle, key=lambda e: e[1].last_use):
-            if n_lists <= MAX_LISTS and n_edges <= MAX_EDGES:
-                break
-            self._lists[key].remove(entry)
-            n_lists, n_edges = n_lists - 1, n_edges - entry.rows.n_edges
-        for key in [key for key, known in self._lists.items() if not known]:
-            del self._lists[key]
+        idle = [entry for known in self._lists.values() for entry in known if entry.last_use < self._time]
+        given_up = outdated(idle, MAX_EDGES, MAX_LISTS)
+        kept = {key: [entry for entry in known if entry.number not in given_up] for key, known in self._lists.items()}
+        self._lists = {key: known for key, known in kept.items() if known}
 
 
 def _replace(known: list[_List], old: _List | None, new: _List) -> None:
@@ -229,13 +206,6 @@ def _replace(known: list[_List], old: _List | None, new: _List) -> None:
         known[known.index(old)] = new
     else:
         known.append(new)
-
-
-def _key(frame: Frames) -> _Key:
-    """What structures must have in common to be of one simulation."""
-    is_ghost = frame.is_ghost
-    ghosts = b"" if is_ghost is None or not is_ghost.any() else is_ghost.tobytes()
-    return frame.types.tobytes(), frame.pbc.tobytes(), ghosts
 
 
 def _before(sizes: Sequence[int]) -> list[int]:

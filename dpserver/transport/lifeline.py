@@ -101,7 +101,6 @@ class Hub:
         host = "127.0.0.1" if is_one_node else socket.gethostname()
         self.address = Address(host, self._server.getsockname()[1], secrets.token_bytes(16))
         self._lines: dict[int, socket.socket] = {}
-        self._has_left: set[int] = set()
 
     def accept(self, ranks: set[int]) -> None:
         """Take the connections of ranks that have made theirs; strangers are turned away.

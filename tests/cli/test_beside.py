@@ -196,3 +196,23 @@ def test_models_of_the_wrong_kind(
     ):
         assert exit_code(monkeypatch, *options) == code
         assert complaint in capsys.readouterr().err
+
+
+def test_what_does_not_suit_the_model_is_refused_before_anything_is_made_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_potential(tmp_path / "w.pt")
+    write_tensors(tmp_path / "dipole.pt", "dipole", numb_aparam=1)
+
+    def warm_up(_: Potential) -> None:
+        pytest.fail("kernels are made for a command line that is refused")
+
+    monkeypatch.setattr(Potential, "warm_up", warm_up)
+    for options, complaint in (
+        (["--fparam", "0.5"], "fparam"),
+        (["--dipole", tmp_path / "dipole.pt", "--fparam", "0.5"], "fparam"),
+        (["--polar", tmp_path / "dipole.pt"], "is a model of the kind dipole; give it with --dipole"),
+        (["--warn-deviation", "0.1"], "--warn-deviation needs a committee"),
+    ):
+        assert exit_code(monkeypatch, "--model", tmp_path / "w.pt", *options) == 2
+        assert complaint in capsys.readouterr().err

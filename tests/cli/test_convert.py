@@ -72,10 +72,10 @@ def test_a_model_file_is_exported_and_imported_again(folder, monkeypatch, capsys
     ("arguments", "code", "expected"),
     [
         (("import", "none.pth", "w.pt"), 3, "none.pth does not exist"),
-        (("import", "water.xyz", "w.pt"), 2, "water.xyz is no model of DeePMD-kit; expected a .pth, .pt, .pb, .dp"),
+        (("import", "water.xyz", "w.pt"), 3, "water.xyz is no model of DeePMD-kit; expected a .pth, .pt, .pb, .dp"),
         (("import", "model.pth", "nowhere/w.pt"), 2, "nowhere/w.pt: expected a file name in an existing folder"),
         (("import", "model.pth", "model.pth"), 2, "model.pth is the file to read; give the new one a name of its own"),
-        (("import", "ours.pt", "w.pt"), 2, "ours.pt is no model of DeePMD-kit"),
+        (("import", "ours.pt", "w.pt"), 3, "ours.pt is no model of DeePMD-kit"),
         (("export", "ours.pt", "m.pth"), 2, "m.pth: expected a name that ends in .dp"),
         (("export", "ours.pt", "m.dp", "--precision", "half"), 2, "precision 'half' is unknown"),
         (("export", "committee.pt", "m.dp"), 2, "committee.pt is a committee, and a .dp file holds one model"),

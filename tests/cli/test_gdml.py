@@ -14,7 +14,7 @@ import dpserver
 from dpserver.frames import Frames
 from tests.cli.commands import exit_code, run
 from tests.models import gdml_models
-from tests.peer import EXIT, PATIENCE, Peer
+from tests.peer import EXIT, GETFORCE, PATIENCE, Peer, posdata
 
 needs_sgdml = pytest.mark.skipif(find_spec("sgdml") is None, reason="needs the package sgdml")
 CELL = 20.0 * np.eye(3)
@@ -52,6 +52,40 @@ def test_it_is_served(model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "from the model's own template; boundaries: periodic" in log
 
 
+@needs_sgdml
+@pytest.mark.parametrize(
+    ("options", "n_molecules", "complaint"),
+    [
+        ((), 2, "frame 0 has 6 atoms; this sGDML model knows one molecule of 3, in the order O H H"),
+        (("--species", "H O H"), 1, "atom 0 of frame 0 is H; this sGDML model knows the order O H H and no other"),
+    ],
+)
+def test_other_atoms_are_refused_by_their_number_and_order(
+    options: tuple[str, ...],
+    n_molecules: int,
+    complaint: str,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Two molecules are twice the model's order, which other models would take; atoms that lie apart are no hint."""
+    x = np.concatenate([gdml_models.geometries()[0] + [4.0 * k, 0.0, 0.0] for k in range(n_molecules)])
+    with Peer() as peer:
+
+        def play() -> None:
+            with peer.accept() as line:
+                line.handshake()
+                line.send(posdata(x, CELL), GETFORCE)
+                assert line.is_closed()
+
+        thread = threading.Thread(target=play)
+        thread.start()
+        assert exit_code(monkeypatch, "--model", model, "--unix", peer.address, "--once", *options) == 4
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    assert complaint in " ".join(capsys.readouterr().err.split())
+
+
 def test_the_card(model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     run(monkeypatch, "info", model)
     card = capsys.readouterr().out
@@ -63,26 +97,27 @@ def test_the_card(model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 
 @pytest.mark.parametrize(
-    "command",
+    ("command", "instead"),
     [
-        ["import", "water.npz", "w.pt"],
-        ["export", "water.npz", "w.dp"],
-        ["test", "water.npz", "data"],
-        ["committee", "water.npz", "water.npz", "-o", "c.pt"],
+        (["import", "water.npz", "w.pt"], "there is nothing to import, serve it as it is"),
+        (["export", "water.npz", "w.dp"], "its package `sgdml` trains and tests such models"),
+        (["test", "water.npz", "data"], "`sgdml test water.npz DATASET.npz` tells its errors"),
+        (["committee", "water.npz", "water.npz", "-o", "c.pt"], "a committee has members of dpserver and of"),
     ],
-    ids=lambda command: command[0],
+    ids=lambda given: given[0] if isinstance(given, list) else "",
 )
 def test_what_it_is_not_for(
-    command: list[str], model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: list[str], instead: str, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(model.parent)
     (model.parent / "data").mkdir()
-    assert exit_code(monkeypatch, *command) in (2, 3)
+    assert exit_code(monkeypatch, *command) == 3
     (line,) = capsys.readouterr().err.splitlines()
-    assert "is an sGDML model, which dpserver serves" in " ".join(line.split())
+    assert "is an sGDML model, which dpserver serves (dpserver --model water.npz) and" in line
+    assert instead in line
 
 
 @needs_sgdml
 def test_no_sizes_to_time(model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code(monkeypatch, "bench", model) == 2
+    assert exit_code(monkeypatch, "bench", model) == 3
     assert "is an sGDML model, of one molecule" in " ".join(capsys.readouterr().err.split())

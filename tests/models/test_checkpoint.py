@@ -178,6 +178,29 @@ def test_parts_that_do_not_fit_are_refused(file):
             dpserver.load(altered(copy, **changes))
 
 
+def test_sizes_that_no_tensor_has_are_refused_before_memory_is_taken(file):
+    """A net of these sizes would take terabytes, or for ever to make."""
+    model, first = torch.load(file, weights_only=True)["config"]["model"], "descriptor.embedding.0.0.weight"
+    for section, changes, message in (
+        ("descriptor", {"neuron": [4, 10**9]}, r"its config asks for \(4, 1000000000\)"),
+        ("fitting_net", {"neuron": [10**9, 10**9]}, r"its config asks for \([0-9]+, 1000000000\)"),
+        ("fitting_net", {"neuron": [10**30]}, "is inconsistent: "),
+        ("fitting_net", {"numb_fparam": 10**12}, r"its state lacks fitting\.fparam_avg"),
+        ("descriptor", {"type": "se_atten", "sel": 9, "attn_layer": 10**9}, "attn_layer: .* less than or equal to 100"),
+    ):
+        config = {"model": {**model, section: {**model[section], **changes}}, "precision": "double"}
+        copy = file.with_name("altered.pt")
+        copy.write_bytes(file.read_bytes())
+        with pytest.raises(ModelFileError, match=message):
+            dpserver.load(altered(copy, config=config))
+    state = torch.load(file, weights_only=True)["state"]
+    endless = torch.zeros(1, dtype=torch.float64).expand(10**12)
+    with pytest.raises(ModelFileError, match=f"{first} of its state says more numbers than it has"):
+        dpserver.load(altered(file, state={**state, first: endless}))
+    with pytest.raises(ModelFileError, match="species and statistics do not fit"):
+        dpserver.load(altered(file, state=state, statistics={"min_distance": endless}))
+
+
 def test_saving_is_all_or_nothing(file, monkeypatch):
     before = file.read_bytes()
 

@@ -12,10 +12,10 @@ import torch
 pytest.importorskip("numba")
 
 import dpserver
+from dpserver.defaults import TABLE_ERROR
 from dpserver.errors import ConfigError, ModelFileError
 from dpserver.kernels.tables import Tabulation
 from dpserver.models import checkpoint, kept_tables
-from dpserver.models.compilation import TABLE_ERROR
 from dpserver.models.potential import Potential
 from tests import structures
 from tests.cli.commands import exit_code, run

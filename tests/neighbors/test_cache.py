@@ -157,7 +157,7 @@ def test_old_lists_are_forgotten() -> None:
         check(mine, structures.cubic(seed=k))
     kept = [entry.rows.n_edges for known in mine._lists.values() for entry in known]
     assert sum(kept[:-1]) <= 2000
-    assert sum(b.n_edges for b in mine._batches.values()) <= 2000 + max(kept)
+    assert mine._batches.n_edges <= 2000 + max(kept)
     check(mine, Frames.concatenate(structures.cubic(seed=k) for k in range(30)))  # all of these are in use
 
 
@@ -242,3 +242,19 @@ def test_a_list_that_has_become_useless_gives_its_place_to_the_next() -> None:
 def test_absurd_density_is_refused_before_it_fills_the_memory() -> None:
     with pytest.raises(StructureError, match="check the cell and its units"):
         ListCache(6.0, 1.0, 2).find(structures.strained(structures.cubic(), -0.92 * np.eye(3)))
+
+
+@pytest.mark.parametrize(("share", "n_made"), [(0.3, 1), (0.8, 2)])
+def test_a_list_that_will_soon_be_stale_is_made_anew_with_another_one_of_its_batch(share: float, n_made: int) -> None:
+    """Each of them would cost a joining of all."""
+    mine, frames = cache(), Frames.concatenate([structures.cubic(), structures.triclinic()])
+    mine.find(frames)
+    built, (one, other) = mine.n_built, frames.offsets[:-1]
+    moved = frames.positions.copy()
+    moved[one, 0] += 1.01 * SKIN / 2
+    moved[other, 0] += share * SKIN / 2
+    check(mine, replace(frames, positions=moved))
+    assert mine.n_built == built + n_made
+    moved[one, 0] -= 1.01 * SKIN / 2 * 0.5
+    check(mine, replace(frames, positions=moved))
+    assert mine.n_built == built + n_made

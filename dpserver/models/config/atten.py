@@ -53,7 +53,7 @@ class AttentionConfig(SmoothConfig):
     use_tebd_bias: Bool = False
     concat_output_tebd: Bool = True
     attn: Positive = 128
-    attn_layer: Count = 2
+    attn_layer: Annotated[Count, Field(le=100)] = 2
     attn_dotr: Bool = True
     normalize: Bool = True
     scaling_factor: PositiveFloat = 1.0

@@ -30,11 +30,6 @@ class DescriptorSection(Section):
     """Base of the descriptors' sections; a subclass overrides what is different with it."""
 
     @property
-    def is_trainable(self) -> bool:
-        """Whether training changes its nets."""
-        return bool(getattr(self, "trainable", True))
-
-    @property
     def embeds_types(self) -> bool:
         """Whether the descriptor tells the type of its atom, so that one fitting net serves all types."""
         return False

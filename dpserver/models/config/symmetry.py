@@ -14,6 +14,7 @@ _NEAREST: Final = 0.8
 """Centre of the first Gaussian of `auto`, Å: no two atoms are nearer."""
 _N_RADIAL: Final = 12
 _N_ANGULAR: Final = 2
+_MOST_ON_A_GRID: Final = 1000
 _ZETAS: Final = (1, 4, 16)
 
 
@@ -26,8 +27,8 @@ def _number(text: str, default: int) -> int:
     given = text.partition(":")[2]
     if ":" not in text:
         return default
-    if not given.isdecimal() or int(given) < 1:
-        raise ValueError(f'after "auto:" comes a number of functions from 1 on, got {text!r}')
+    if not given.isdecimal() or not 1 <= int(given) <= _MOST_ON_A_GRID:
+        raise ValueError(f'after "auto:" comes a number of functions from 1 to {_MOST_ON_A_GRID}, got {text!r}')
     return int(given)
 
 

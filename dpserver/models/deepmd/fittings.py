@@ -31,8 +31,6 @@ from dpserver.models.potential import Potential
 from dpserver.models.tensors import TensorModel
 
 WHERE: Final = "model.fitting"
-KINDS: Final = ("ener", "dipole", "polar")
-"""The fitting nets that are supported, by their type."""
 KEYS: Final = frozenset(
     [
         *("neuron", "activation_function", "resnet_dt", "numb_fparam", "numb_aparam", "default_fparam"),
