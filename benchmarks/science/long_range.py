@@ -30,10 +30,10 @@ from dpserver.frames import Floats, Frames
 from dpserver.units import BOLTZMANN
 
 TITLE: Final = long_range_page.TITLE
-MODELS: Final[dict[str, dict[str, Any] | None]] = {
-    "short_range": None,
-    "charges": {"charges": spce.CHARGES, "sigma": 1.0, "accuracy": 1e-5},
-}
+_CHARGES: Final = {"charges": spce.CHARGES, "sigma": 1.0, "accuracy": 1e-5}
+MODELS: Final[dict[str, dict[str, Any] | None]] = {"short_range": None, "charges": _CHARGES}
+SURROUNDINGS: Final[dict[str, Any]] = {**_CHARGES, "environment": {}}
+"""Charges that depend on the surroundings: only their cost is looked at, since those of the teacher do not."""
 RCUT: Final = 6.0
 TEMPERATURES: Final = tuple(range(400, 801, 50))
 SMALL: Final = (1, 2, 3, 4, 6, 8)
@@ -76,8 +76,8 @@ def run(experiment: Experiment, options: argparse.Namespace) -> None:
         of = {**shared, "model": name, "steps": experiment.pick(options.dynamics_steps, 200), "temperature_k": 300.0}
         experiment.measure(f"liquid_{name}", of, lambda f, n=name, s=of: liquid(f, work.model(n), s, work.data()))
     experiment.measure("liquid_teacher", {**shared}, lambda _: teacher_liquid(work.data()))
-    of = {**shared, "n_sides": [4, 16], "rounds": experiment.pick(7, 2)}
-    experiment.measure("cost", of, lambda _: cost({n: work.model(n) for n in MODELS}, of))
+    of = {**shared, "n_sides": [4, 8, 16], "rounds": experiment.pick(7, 2), "surroundings": SURROUNDINGS}
+    experiment.measure("cost", of, lambda f: cost({**{n: work.model(n) for n in MODELS}, **work.untrained(f)}, of))
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,11 @@ class Work:
             config = training_input(self.data(), MODELS[name], self.steps, self.made["seed"])
             common.train(folder, config, self.threads)
         return folder / "w.pt"
+
+    def untrained(self, folder: Path) -> dict[str, Path]:
+        """A model whose charges depend on the surroundings, after one step."""
+        config = training_input(self.data(), SURROUNDINGS, 1, self.made["seed"])
+        return {"surroundings": common.train(folder, config, self.threads)}
 
 
 # Frames and training.
@@ -335,7 +340,7 @@ def liquid(folder: Path, model: Path, settings: Record, data: Path) -> dict[str,
 
 
 def cost(models: dict[str, Path], settings: Record) -> dict[str, Any]:
-    """Seconds of an evaluation of liquids of several sizes, both models in turn, and the ratio."""
+    """Seconds of an evaluation of liquids of several sizes, all models in turn, and the ratio that charges make."""
     import dpserver
 
     loaded = {name: dpserver.load(model, device="cpu") for name, model in models.items()}
@@ -351,9 +356,9 @@ def cost(models: dict[str, Path], settings: Record) -> dict[str, Any]:
                 potential.evaluate(Frames.single(moved, frames.types, frames.cell[0]))
                 if k:
                     seconds[name].append(time.perf_counter() - began)
-        best = {name: float(np.median(values)) for name, values in seconds.items()}
-        first, *_, last = best.values()
-        rows.append({"n_atoms": frames.n_atoms, **{f"{n}_s": s for n, s in best.items()}, "ratio": last / first})
+        found = {name: float(np.median(values)) for name, values in seconds.items()}
+        ratio = found["charges"] / found["short_range"]
+        rows.append({"n_atoms": frames.n_atoms, **{f"{n}_s": s for n, s in found.items()}, "ratio": ratio})
     return {"sizes": rows}
 
 
