@@ -123,7 +123,7 @@ LAYER = f"{D}.attention_layers.attention_layers.1"
         (f"{D}.attn_mask", True, "its model.descriptor has attn_mask = True"),
         (f"{D}.sel", [41], "its model.descriptor.@variables.davg has the shape [2, 40, 4], expected [2, 41, 4]"),
         (f"{D}.attn_layer", 1, "its model.descriptor.attention_layers holds 2 layers, expected 1"),
-        (f"{D}.attn_layer", 10**9, "model.descriptor.attn_layer has the shape"),
+        (f"{D}.attn_layer", 10**9, "model.descriptor.attn_layer: input should be less than or equal to 100"),
         (f"{D}.attn", 10**10, "with it the model would take more than 2 GiB"),
         (f"{D}.tebd_dim", 10**9, "model.descriptor.tebd_dim has the shape"),
         (f"{D}.tebd_dim", 4, "its model.descriptor.embeddings.networks[0].layers[0].@variables.w has the shape"),
