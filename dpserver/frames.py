@@ -20,6 +20,9 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
+_FEW = 64
+"""Frames whose cells are worth remembering."""
+
 
 @dataclass(frozen=True, eq=False)
 class Frames:
@@ -195,7 +198,11 @@ class Frames:
         if wrong.any():
             atom = int(np.flatnonzero(wrong)[0])
             raise StructureError(f"atom {atom} has type {self.types[atom]}; the model knows 0 to {n_species - 1}")
-        _check_cells(self.cell.tobytes(), self.pbc.tobytes())
+        cells = np.asarray(self.cell, dtype=np.float64)
+        if self.n_frames <= _FEW:
+            _check_known_cells(cells.tobytes(), self.pbc.tobytes())
+        else:
+            _check_cells(cells, self.pbc)
 
 
 def _joined_ghosts(parts: Sequence[Frames]) -> Bools | None:
@@ -248,14 +255,18 @@ def _scaled(vectors: Floats) -> Floats:
 
 
 @functools.lru_cache(maxsize=64)
-def _check_cells(cell: bytes, pbc: bytes) -> None:
-    """Refuse singular cells of frames; those of most simulations stay what they are, and are looked at once.
+def _check_known_cells(cell: bytes, pbc: bytes) -> None:
+    """Refuse singular cells of a few frames; those of most simulations stay what they are, and are looked at once."""
+    _check_cells(np.frombuffer(cell).reshape(-1, 3, 3), np.frombuffer(pbc, dtype=bool).reshape(-1, 3))
+
+
+def _check_cells(cells: Floats, periodic: Bools) -> None:
+    """Refuse singular cells.
 
     Args:
-        cell: lattice vectors, (n_frames, 3, 3).
-        pbc: periodic directions, (n_frames, 3).
+        cells: lattice vectors, (n_frames, 3, 3).
+        periodic: directions, (n_frames, 3).
     """
-    cells, periodic = np.frombuffer(cell).reshape(-1, 3, 3), np.frombuffer(pbc, dtype=bool).reshape(-1, 3)
     # All at once; one by one only those that look singular, and those with open directions.
     rows = _scaled(cells)
     volume, product = np.abs(np.linalg.det(rows)), np.linalg.norm(rows, axis=2).prod(axis=1)

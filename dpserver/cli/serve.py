@@ -117,8 +117,10 @@ def serve(
     if team is not None and not team.is_leader:
         ranks.work_for(team)
         return
+    for target in targets:  # before the model is loaded: another daemon that asks meanwhile is told
+        meter.expect(target.endpoint)
     with open_outlets(meter, control, metrics), ranks.loaded(team, service) as (potential, others, crew):
-        warn_of_others([str(target.endpoint) for target in targets])
+        warn_of_others({str(target.endpoint): target.addresses for target in targets})
         _check_orders([order, *(target.order for target in targets)], potential.species)
         if driver is not None:
             driver.tell(potential.species)

@@ -177,18 +177,27 @@ class Daemon:
 
     def _start_batch(self) -> None:
         """Keep the compute thread busy."""
+        is_brief = self._is_brief()
         if not self._compute.is_busy and (batch := self._scheduler.take()):
-            seconds = self._scheduler.seconds(batch)
             self._meter.started(batch)
-            self._compute.submit(batch, is_brief=seconds is not None and seconds < BRIEF_SECONDS)
+            self._compute.submit(batch, is_brief=is_brief)
+
+    def _is_brief(self) -> bool:
+        """Whether the evaluation of all that is waiting is soon over, for certain."""
+        seconds = self._scheduler.at_most()
+        return seconds is not None and seconds < BRIEF_SECONDS
 
     def _finish_batches(self) -> None:
-        """Bring the answers of a batch to their peers, after the next batch is on its way."""
+        """Bring the answers of a batch to their peers, after the next batch is on its way to the compute thread.
+
+        A brief one, which this thread evaluates, has its turn later: nobody's answer waits for it.
+        """
         while (done := self._compute.collect()) is not None:
             self._scheduler.done(done.batch, done.seconds)
             self._scheduler.limit(done.max_atoms)
             self._meter.evaluated(done.seconds)
-            self._start_batch()
+            if not self._is_brief():
+                self._start_batch()
             for request, answer in zip(done.batch, done.answers, strict=True):
                 if (conversation := self._conversations.get(request.peer)) is not None:
                     conversation.deliver(answer)

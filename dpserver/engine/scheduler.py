@@ -208,9 +208,9 @@ class Scheduler(Generic[W]):
         self._is_computing, self._free_since = False, self._clock()
         self._cost.add(sum(work.n_atoms for work in works), seconds)
 
-    def seconds(self, works: Sequence[W]) -> float | None:
-        """How long the evaluation of a batch will take, as far as the past tells; None before there is one."""
-        return self._cost.seconds(sum(work.n_atoms for work in works))
+    def at_most(self) -> float | None:
+        """How many seconds the evaluation of all that is waiting may take; None before there was one to tell."""
+        return self._cost.at_most(self._n_atoms)
 
     def limit(self, atoms: int) -> None:
         """Set the most atoms of a batch from now on."""

@@ -114,14 +114,12 @@ class Sums(NamedTuple):
         """Room for the results of a batch."""
         n_atoms, n_frames = frames.n_atoms, frames.n_frames
         forces = np.empty((n_members, n_atoms, 3))
-        return cls(
-            frames.frame_idx.copy(), forces, np.zeros((n_members, n_frames)), np.zeros((n_members, n_frames, 3, 3))
-        )
+        return cls(frames.frame_idx, forces, np.zeros((n_members, n_frames)), np.zeros((n_members, n_frames, 3, 3)))
 
     def results(self, atom_energy: Floats) -> list[ForceResult]:
         """One for each member, with the energies of atoms, (n_members, n_atoms), eV."""
         parts = zip(self.energy, self.forces, self.virial, atom_energy, strict=True)
-        return [ForceResult(*part, self.frame_idx) for part in parts]
+        return [ForceResult(*part, self.frame_idx.copy()) for part in parts]
 
 
 @jit

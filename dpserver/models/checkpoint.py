@@ -20,6 +20,7 @@ import torch
 
 from dpserver.defaults import TABLE_ERROR
 from dpserver.errors import ConfigError, DeviceError, ModelFileError
+from dpserver.frames import Floats
 from dpserver.models import deepmd
 from dpserver.models.atomic import AtomicModel
 from dpserver.models.committee import Committee, check_species
@@ -29,6 +30,7 @@ from dpserver.models.gdml_file import refuse as refuse_gdml
 from dpserver.models.kept_tables import fingerprint
 from dpserver.models.kept_tables import parse as parse_tables
 from dpserver.models.potential import Potential
+from dpserver.models.sizes import AtMost, is_whole, n_numbers
 from dpserver.models.tensors import TensorModel
 
 FORMAT = "dpserver"
@@ -45,6 +47,13 @@ _KINDS: Final[dict[str, tuple[type, ...]]] = {
 _OPTIONAL: Final = ("tables",)
 _EXPECTED = "expected a file written by `dpserver train`, or a model of DeePMD-kit"
 _ZIP = b"PK"
+_SPARE_TENSORS: Final = 1_000
+_SPARE_NUMBERS: Final = 10_000
+"""What a config may ask for beyond those of the state, so that small tensors that are missing can be named."""
+_EXCESS: Final = (
+    "its config asks for more than its state has, {} numbers in {} tensors; the two are not of one training, so take "
+    "the file as it was written, or train the model again"
+)
 
 
 def contents(potential: AtomicModel, training: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -279,20 +288,20 @@ def restore_model(values: Mapping[str, Any], source: str = "the model file") -> 
     try:
         config = parse(ModelConfig, given["model"], "config.model")
         kind = TensorModel if isinstance(config.fitting_net, TensorFittingConfig) else Potential
-        with torch.device("meta"):  # takes no memory, whatever sizes the config asks for
-            _check_state(kind(config, precision=given["precision"]).state_dict(), state)
-        potential = kind(config, precision=given["precision"])
+        distances = _distances(values, config)
+        _check_tensors(state)
+        n_tensors, n_held = len(state), n_numbers(state.values())
+        with AtMost(n_tensors + _SPARE_TENSORS, n_held + _SPARE_NUMBERS, _EXCESS.format(n_held, n_tensors)):
+            potential = kind(config, precision=given["precision"])
+        _check_state(potential.state_dict(), state)
         potential.load_state_dict(state)
-        distances = values["statistics"]["min_distance"].numpy()
         if "tables" in values and isinstance(potential, Potential):
             potential.tables = parse_tables(values["tables"], potential)
-    except (ConfigError, RuntimeError, TypeError, AttributeError) as error:
+    except (ConfigError, RuntimeError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise ModelFileError(f"{source} is inconsistent: {' '.join(str(error).split())}") from None
-    if tuple(values["species"]) != potential.species or distances.shape != potential.min_distance.shape:
-        raise ModelFileError(f"{source} is inconsistent: species and statistics do not fit its type_map")
     if not all(torch.isfinite(tensor).all() for tensor in state.values()):
         raise ModelFileError(f"{source} holds weights that are not finite: its training has diverged")
-    potential.min_distance = distances.astype(np.float64)
+    potential.min_distance = distances
     potential.template = None if values["template"] is None else tuple(values["template"])
     return potential
 
@@ -310,25 +319,47 @@ def _check_entries(values: Mapping[str, Any], source: str) -> None:
             raise ModelFileError(f"{source} is inconsistent: its {key} lacks {' and '.join(map(repr, missing))}")
 
 
-def _check_state(expected: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+def _distances(values: Mapping[str, Any], config: ModelConfig) -> Floats:
+    """The smallest distances of pairs of species, (n_species, n_species), Å.
+
+    Raises:
+        ConfigError: they, or the species of the file, are not those of the config.
+    """
+    species, found = config.type_map, values["statistics"]["min_distance"]
+    if tuple(values["species"]) != species or found.shape != (len(species),) * 2 or not is_whole(found):
+        raise ConfigError("species and statistics do not fit its type_map")
+    distances: Floats = found.numpy().astype(np.float64)
+    return distances
+
+
+def _check_tensors(state: Mapping[str, Any]) -> None:
+    """Refuse what is no tensor of real numbers, or has less of them than it says.
+
+    Raises:
+        TypeError: naming the first.
+    """
+    for name, found in state.items():
+        if not isinstance(found, torch.Tensor) or not found.is_floating_point():
+            raise TypeError(f"{name} of its state is no tensor of real numbers")
+        if not is_whole(found):
+            raise TypeError(f"{name} of its state says more numbers than it has")
+
+
+def _check_state(expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> None:
     """Compare the tensors of a file with those of the network that its config describes.
 
     Raises:
-        TypeError: a tensor is missing, too many, no tensor, longer than its numbers, or of another shape.
+        TypeError: a tensor is missing, too many, or of another shape.
     """
     if missing := [name for name in expected if name not in state]:
         raise TypeError(f"its state lacks {_listed(missing)}")
     if unexpected := [str(name) for name in state if name not in expected]:
         raise TypeError(f"its state holds {_listed(unexpected)}, which its config has no place for")
     for name, tensor in expected.items():
-        found = state[name]
-        if not isinstance(found, torch.Tensor) or not found.is_floating_point():
-            raise TypeError(f"{name} of its state is no tensor of real numbers")
-        if found.layout is not torch.strided or found.untyped_storage().nbytes() < found.numel() * found.element_size():
-            raise TypeError(f"{name} of its state says more numbers than it has")
-        if found.shape != tensor.shape:
+        if state[name].shape != tensor.shape:
             raise TypeError(
-                f"{name} of its state has the shape {tuple(found.shape)}, its config asks for {tuple(tensor.shape)}"
+                f"{name} of its state has the shape {tuple(state[name].shape)}, "
+                f"its config asks for {tuple(tensor.shape)}"
             )
 
 

@@ -79,6 +79,8 @@ class Committee:
         """Refuse structures whose charges have no answer, as long as they are not in parts; see `Potential`."""
         for member in self.members:
             member.check_wholes(frames)
+        if self._compilation is not None:
+            self._compilation.check_sums(frames)
 
     def accelerate(self, threads: int | None = None, table_error: float = TABLE_ERROR) -> None:
         """Let `evaluate` use kernels, where they know the members; see `Compilation`.

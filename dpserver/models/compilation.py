@@ -143,6 +143,19 @@ class Compilation:
         """Whether the charges of all members that have some can be summed over parts of a structure."""
         return all(member.electrostatics is None or _has_fast_charges(member) for member in self._members)
 
+    def check_sums(self, frames: Frames) -> None:
+        """Refuse structures whose charges would take too long to sum, before parts of them are given away.
+
+        Raises:
+            StructureError: one would.
+        """
+        configs = [m.electrostatics.config for m in self._members if m.electrostatics and _has_fast_charges(m)]
+        if configs:
+            from dpserver.models.electrostatics_method import check_sums
+
+            for config in configs:
+                check_sums(config, frames)
+
     def descriptions(self) -> list[str]:
         """What evaluates each group of members, in words."""
         found = []

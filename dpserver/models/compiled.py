@@ -192,6 +192,7 @@ class Compiled(WithChargeNets):
             ]
             self._room, self._rows = room, rows
         if len(self._gradient) < len(self._members) * near.n_edges * 3:
+            self._gradient = np.zeros(0)  # first: there may not be room for both
             self._gradient = np.empty(len(self._members) * near.n_edges * 3)
         return work
 

@@ -99,12 +99,24 @@ class DeviceCompiled(Accelerated):
 
     def _compute(self, frames: Frames) -> tuple[list[ForceResult], Ints]:
         try:
-            near = self._lists.find(frames)
-            return self._batch(frames, near).evaluate(frames, near)
+            return self._compute_once(frames)
         except torch.OutOfMemoryError:
-            self._batches.clear()  # what comes next is smaller, and needs the room that this has taken
-            self._lists = self._no_lists()
+            self._give_up_what_is_kept()
+        # Outside of the handler: the error holds on to what was computed.
+        try:
+            return self._compute_once(frames)
+        except torch.OutOfMemoryError:
+            self._give_up_what_is_kept()  # something smaller comes next
             raise
+
+    def _compute_once(self, frames: Frames) -> tuple[list[ForceResult], Ints]:
+        near = self._lists.find(frames)
+        return self._batch(frames, near).evaluate(frames, near)
+
+    def _give_up_what_is_kept(self) -> None:
+        """Leave the memory to what is evaluated next."""
+        self._batches.clear()
+        self._lists = self._no_lists()
 
     def _no_lists(self) -> DeviceListCache:
         return DeviceListCache(self._rcut, SKIN, self._n_species, self._model.device)

@@ -74,7 +74,7 @@ class WithChargesOfSpecies(WithCharges):
     """A potential whose charges depend on the species alone.
 
     Args:
-        member: the potential; its weights are shared, its charges copied.
+        member: the potential; its weights and charges are shared.
         prepare: makes the fast form of a potential without charges.
         threads: that compute; by default one for each core available.
     """

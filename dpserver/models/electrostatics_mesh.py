@@ -37,15 +37,17 @@ class Mesh:
         self._sizes, self._sigma, self._threads = np.array(sizes, dtype=np.int64), sigma, threads
         self._splines = kernels.splines_of(order)
         self._plans = mesh_waves.plans_of(sizes)
-        self._points = _zeros((sizes[0], sizes[1], stride_of(sizes[2] + kernels.width_of(order) - 1)))
-        self._sheets = _zeros(mesh_waves.sheets_shape(sizes))
-        self._influence = _zeros(mesh_waves.influence_shape(sizes))
+        self._points, self._sheets, self._influence, self._space = map(_zeros, _shapes(sizes, order, threads.count))
         x, y, z = (kernels.moduli_of(size, order) for size in sizes)
         self._moduli = x, y, z
         self._weights = _zeros((0, 3, self._splines.shape[1]))
-        self._space = _zeros((threads.count, mesh_waves.space_size(sizes)))
         self._cell, self._known = np.zeros((3, 3)), (0, 0)
         self._room = Room()
+
+    @staticmethod
+    def n_bytes(sizes: tuple[int, ...], order: int, n_threads: int) -> float:
+        """What a mesh takes, whatever the number of atoms."""
+        return 8.0 * sum(math.prod(float(n) for n in shape) for shape in _shapes(sizes, order, n_threads))
 
     def evaluate(
         self, positions: Floats, charges: Floats, cell: Floats, parts: Parts | None = None
@@ -205,6 +207,13 @@ def _zeros(shape: tuple[int, ...]) -> Floats:
     """Zeros that begin where vectors like it."""
     found: Floats = aligned(math.prod(shape), np.float64).reshape(shape)
     return found
+
+
+def _shapes(sizes: tuple[int, ...], order: int, n_threads: int) -> list[tuple[int, ...]]:
+    """Of the points of a mesh, of the sheets of waves, of their influence, and of what the threads need beside it."""
+    points = sizes[0], sizes[1], stride_of(sizes[2] + kernels.width_of(order) - 1)
+    space = n_threads, mesh_waves.space_size(sizes)
+    return [points, mesh_waves.sheets_shape(sizes), mesh_waves.influence_shape(sizes), space]
 
 
 def volume(cell: Floats) -> float:

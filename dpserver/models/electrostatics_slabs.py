@@ -117,9 +117,9 @@ class Slabs(Undivided):
             outgoing: numbers of planes, for each part.
             incoming: likewise, from each.
         """
-        plane = self._points[0].size
-        sent = self._room.take(0, [len(planes) * plane for planes in outgoing])
-        come = self._room.take(1, [len(planes) * plane for planes in incoming])
+        plane, me = self._points[0].size, self._parts.number
+        sent = self._room.take(0, [len(planes) * plane * (k != me) for k, planes in enumerate(outgoing)])
+        come = self._room.take(1, [len(planes) * plane * (k != me) for k, planes in enumerate(incoming)])
         shape = (-1, *self._points.shape[1:])
         for k in self._others:
             np.take(self._points, outgoing[k], axis=0, out=sent[k].reshape(shape), mode="clip")
@@ -130,7 +130,11 @@ class Slabs(Undivided):
         """Send blocks of waves, of certain sheets and planes, to each other part, and put those that come in place."""
         there = [self._block(*bounds) for bounds in outgoing]
         here = [self._block(*bounds) for bounds in incoming]
-        sent, come = (self._room.take(n, [block.size for block in blocks]) for n, blocks in enumerate((there, here)))
+        me = self._parts.number
+        sent, come = (
+            self._room.take(n, [block.size * (k != me) for k, block in enumerate(blocks)])
+            for n, blocks in enumerate((there, here))
+        )
         for k in self._others:
             sent[k].reshape(there[k].shape)[:] = there[k]
         self._parts.exchange(sent, come)

@@ -18,27 +18,20 @@ from dpserver.kernels.threads import Threads
 from dpserver.kernels.waves import add_factors, add_pairs, add_pairs_of, add_waves, find_factors, list_waves
 from dpserver.models.config import ElectrostaticsConfig
 from dpserver.models.coulomb import reach_of
-from dpserver.models.electrostatics_mesh import Mesh, inverse_of, order_of, round_size, spacing_of, volume
-from dpserver.models.electrostatics_work import Box, check_work
+from dpserver.models.electrostatics_mesh import Mesh, inverse_of, order_of, volume
+from dpserver.models.electrostatics_method import Methods, check_sums, whole_of
+from dpserver.models.electrostatics_work import Box
 from dpserver.models.memory import check_room
 from dpserver.models.wholes import totals
 from dpserver.parts import Parts, add_up, gather
 from dpserver.units import COULOMB
 
-_WAVE_COST, _MESH_COST, _POINT_COST = 3.2e-10, 1e-4, 1e-8
-"""Seconds for a wave and an atom, for a mesh, and for each of its points, on one core."""
-_ATOM_COST = {8: 2.6e-7, 12: 7.6e-7}
-"""Seconds for an atom on a mesh, by the order of its splines."""
-_BARE_WAVE_COST, _TRIAL_COST, _PAIR_COST = 1.3e-8, 2.5e-9, 3e-8
-"""Seconds for a wave without any atom, for a triple of components that may be one, and for a pair of atoms."""
-_POINT_BYTES, _ATOM_BYTES, _PHASE_BYTES, _WAVE_BYTES = 24, 500, 16, 100
-"""Of a point of a mesh and of an atom on it, of an atom's phase by one component of a wave, and of a wave in parts."""
+_ATOM_BYTES, _PHASE_BYTES, _WAVE_BYTES = 500, 16, 100
+"""Of an atom on a mesh, of an atom's phase by one component of a wave, and of a wave in parts."""
 _SHARED_BYTES = 16
 """Of a point of a mesh that is shared with other parts, at most, for what is sent and what comes."""
 _LARGE = 1e8
 """Bytes that are not taken without a look at what is left."""
-_THREADS = 2
-"""For how many the cheaper method is chosen: whatever their number, and that of the ranks, answers are the same."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +61,7 @@ class ChargeSum:
 
     def __init__(self, config: ElectrostaticsConfig, threads: int | None = None) -> None:
         self.config = config
+        self._methods = Methods(config)
         self._threads = Threads(threads)
         self._meshes: dict[tuple[int, ...], Mesh] = {}
         self._lock = threading.Lock()
@@ -81,15 +75,15 @@ class ChargeSum:
             charges: of their atoms, (n_atoms,), e; not looked at for ghosts.
 
         Raises:
-            StructureError: the sum would take too long, see `electrostatics_work.check_work`.
+            StructureError: the sum would take too long, see `electrostatics_method.check_sums`; parts are taken to have
+                been looked at as wholes.
             MemoryError: there is no room for it.
             AbandonedError: another part of a structure has failed.
         """
         n, offsets = frames.n_atoms, frames.offsets
         potential, gradient, virial = np.zeros(n), np.zeros((n, 3)), np.zeros((frames.n_frames, 3, 3))
+        check_sums(self.config, frames)
         methods = [self.method_for(frames, k) for k in range(frames.n_frames)]
-        for k, method in enumerate(methods):
-            self._check(frames, k, method)
         parts = _parts(frames)
         small = iter([k for k, method in enumerate(methods) if method != "pme" and k not in parts])
         with self._lock:
@@ -121,12 +115,7 @@ class ChargeSum:
 
     def method_for(self, frames: Frames, frame: int) -> str:
         """How a structure is summed: `pairs`, `ewald` or `pme`."""
-        n, box = _whole(frames, frame)
-        if box is None:
-            return "pairs"
-        if self.config.method != "auto":
-            return self.config.method
-        return "ewald" if self._ewald_seconds(n, box) < self._mesh_seconds(n, box, _THREADS) else "pme"
+        return self._methods.choose(*whole_of(frames, frame))
 
     def warm_up(self) -> None:
         """Have the machine code of every way to sum made."""
@@ -137,34 +126,6 @@ class ChargeSum:
             self._on_mesh(positions, charges, cell)
             self._with_factors(positions, charges, cell, None)
             add_pairs_of(positions, charges, 0, np.array([1.0, 1.0]), np.zeros(2), np.zeros((3, 2)), np.zeros((3, 3)))
-
-    def _ewald_seconds(self, n_atoms: int, box: Box) -> float:
-        """On one core, by which one structure is summed."""
-        reach = reach_of(self.config)
-        return (_WAVE_COST * n_atoms + _BARE_WAVE_COST) * box.waves(reach) + _TRIAL_COST * box.tried(reach)
-
-    def _mesh_seconds(self, n_atoms: int, box: Box, n_threads: int) -> float:
-        """On so many threads."""
-        for_atoms = n_atoms * _ATOM_COST[order_of(self.config.accuracy)]
-        return _MESH_COST + (for_atoms + _POINT_COST * self._points(box)) / n_threads
-
-    def _points(self, box: Box) -> float:
-        """How many a mesh for a cell has, as a float: no cell is too large for one."""
-        return math.prod(float(size) for size in self._sizes(box))
-
-    def _check(self, frames: Frames, frame: int, method: str) -> None:
-        """Refuse a structure that would take too long; all parts of one do, or none."""
-        n, box = _whole(frames, frame)
-        if box is None:
-            pairs = n * (n - 1) / 2
-            check_work(_PAIR_COST * pairs, n, None, f"{pairs:.2g} pairs", self.config)
-            return
-        if method == "ewald":
-            waves = box.waves(reach_of(self.config))
-            check_work(self._ewald_seconds(n, box), n, box, f"{waves:.2g} waves", self.config)
-            return
-        seconds = self._mesh_seconds(n, box, self._threads.count if frames.wholes is None else 1)
-        check_work(seconds, n, box, f"{self._points(box):.2g} points of a mesh", self.config)
 
     def _directly(self, positions: Floats, charges: Floats, cell: Floats, method: str) -> tuple[Floats, Floats, Floats]:
         """Potential (n,), its gradient (n, 3) and virial (3, 3) of one structure without a mesh."""
@@ -227,14 +188,15 @@ class ChargeSum:
     ) -> tuple[Floats, Floats, Floats]:
         """The same on a mesh, by all threads; of the atoms of a part, with the sum of the charges of all."""
         box = Box.of(cell)
-        sizes = self._sizes(box)
+        sizes = self._methods.sizes(box)
         if sizes not in self._meshes:
             self._meshes.clear()
-            bytes_of_point = _POINT_BYTES + (0 if parts is None else _SHARED_BYTES)
-            needed = bytes_of_point * float(math.prod(sizes)) + _ATOM_BYTES * len(charges)
+            order = order_of(self.config.accuracy)
+            needed = Mesh.n_bytes(sizes, order, self._threads.count) + _ATOM_BYTES * len(charges)
+            needed += 0.0 if parts is None else _SHARED_BYTES * float(math.prod(sizes))
             if needed > _LARGE:
                 check_room(needed, f"the mesh for the charges of {len(charges)} atoms in {box}")
-            self._meshes[sizes] = Mesh(sizes, order_of(self.config.accuracy), self.config.sigma, self._threads)
+            self._meshes[sizes] = Mesh(sizes, order, self.config.sigma, self._threads)
         potential, gradient, virial = self._meshes[sizes].evaluate(positions, charges, cell, parts)
         self._add_constants(charges, cell, potential, virial, parts, total)
         return potential, gradient, virial
@@ -255,11 +217,6 @@ class ChargeSum:
         potential -= background
         virial -= _once(0.5 * background * total * np.eye(3), parts)
 
-    def _sizes(self, box: Box) -> tuple[int, ...]:
-        """Points of a mesh that is fine enough, along each lattice vector."""
-        spacing, order = spacing_of(self.config.sigma, self.config.accuracy), order_of(self.config.accuracy)
-        return tuple(round_size(math.ceil(length / spacing), order) for length in box.lengths)
-
 
 def _parts(frames: Frames) -> list[int]:
     """The frames that are parts of structures."""
@@ -270,14 +227,6 @@ def _own(frames: Frames, frame: int) -> Ints:
     """The atoms of a frame that are no ghosts."""
     is_own = frames.frame_idx == frame
     return np.flatnonzero(is_own if frames.is_ghost is None else is_own & ~frames.is_ghost)
-
-
-def _whole(frames: Frames, frame: int) -> tuple[int, Box | None]:
-    """Atoms and cell of a structure, which a frame may be a part of; no cell where it is open."""
-    n, pbc, cell, wholes = int(frames.counts[frame]), frames.pbc[frame], frames.cell[frame], frames.wholes
-    if wholes is not None and wholes.counts[frame]:
-        n, pbc, cell = int(wholes.counts[frame]), wholes.pbc[frame], wholes.cell[frame]
-    return n, Box.of(cell) if pbc.any() else None
 
 
 def _once(virial: Floats, parts: Parts | None) -> Floats:

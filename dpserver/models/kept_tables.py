@@ -19,6 +19,7 @@ import torch
 from dpserver.errors import ConfigError
 from dpserver.frames import Ints
 from dpserver.kernels.tables import DEGREE, Intervals, TableError
+from dpserver.models.sizes import is_whole
 
 if TYPE_CHECKING:
     from dpserver.models.potential import Potential
@@ -207,9 +208,7 @@ def _check_intervals(parts: Ints, what: str) -> None:
 
 def _is_whole(tensor: torch.Tensor) -> bool:
     """Whether a tensor has a number in memory for each of its own, one after the other."""
-    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or not tensor.is_contiguous():
-        return False
-    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+    return is_whole(tensor) and tensor.is_contiguous()
 
 
 def _pair(values: Any, number: int, n_channels: int) -> KeptTable:

@@ -158,7 +158,9 @@ class Potential(AtomicModel):
     @property
     def whole_because(self) -> str:
         """Why it cannot, in words."""
-        charged = "its charges interact at all distances, and torch sums them for whole structures; install numba"
+        charged = (
+            "its charges interact at all distances, and without kernels (numba) they are summed in whole structures"
+        )
         return charged if super().can_cut else super().whole_because
 
     @property
@@ -170,10 +172,13 @@ class Potential(AtomicModel):
         """Refuse structures whose charges have no answer, as long as they are not in parts.
 
         Raises:
-            StructureError: a structure is periodic in some directions only, or its fixed charges do not add up.
+            StructureError: a structure is periodic in some directions only, its fixed charges do not add up, or their
+                sum would take too long.
         """
         if self.electrostatics is not None:
             self.electrostatics.check(frames)
+        if self._compilation is not None:
+            self._compilation.check_sums(frames)
 
     def without_charges(self) -> Potential:
         """The same model without its charges: what has a short range. It has the same weights, not copies of them."""

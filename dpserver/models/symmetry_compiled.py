@@ -86,10 +86,10 @@ class SymmetryCompiled(WithChargeNets):
         with self._lock:
             batch, _ = self._batch(frames)
             features, status = self._describe(batch, frames, None)
-        charges: Floats = np.zeros(frames.n_atoms)
-        with at_most(self._threads.count):
-            charges[batch.atoms] = _charges(self._members[0], features, frames.types[batch.atoms])
-        return charges, status
+            charges: Floats = np.zeros(frames.n_atoms)
+            with at_most(self._threads.count):
+                charges[batch.atoms] = _charges(self._members[0], features, frames.types[batch.atoms])
+            return charges, status
 
     def respond(self, frames: Frames, by_charge: Floats) -> tuple[ForceResult, Ints]:
         """The answer with what follows from charges; see `WithChargeNets`."""

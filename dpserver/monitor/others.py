@@ -5,24 +5,28 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from dpserver.transport.control import ask, find_sockets
+from dpserver.transport.endpoint import Address, addresses_at_hand
 
 logger = logging.getLogger(__name__)
 
 
-def warn_of_others(endpoints: Collection[str]) -> None:
+def warn_of_others(endpoints: Mapping[str, Collection[Address]]) -> None:
     """Say which daemons of this user on this machine dial an endpoint that is about to be dialled.
 
     Nobody is refused by that: an MD code listens, and engines dial it. Those that take one engine keep all others
     waiting in their backlog, and i-PI gives each some of its beads, whatever models they have.
 
     Args:
-        endpoints: to be dialled, by name.
+        endpoints: addresses to be dialled, by the names of their endpoints.
     """
-    for pid, model, endpoint in _others():
-        if endpoint in endpoints:
+    if not endpoints:
+        return
+    for pid, model, theirs in _others():
+        at_hand = addresses_at_hand(theirs)
+        for endpoint in (name for name, ours in endpoints.items() if name == theirs or not at_hand.isdisjoint(ours)):
             logger.warning(
                 "%s: dpserver %d, with the model %s, dials it too (dpserver status); i-PI deals its beads out among "
                 "all that do, and a code that takes one engine keeps the others waiting: stop one of them, or give it "

@@ -7,7 +7,7 @@ Lists are found by content: the beads of a simulation may come in any order and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from dpserver.frames import Floats, Frames, Ints
 from dpserver.jit import jit
-from dpserver.neighbors.keeping import SAME, Batches, Kept, Key, key_of, outdated
+from dpserver.neighbors.keeping import Batches, Kept, Key, Known, forget, key_of
 from dpserver.neighbors.lists import check_density
 from dpserver.neighbors.motion import Snapshot
 from dpserver.neighbors.rows import MOST_EDGES, Rows, Workers, build_rows
@@ -25,11 +25,6 @@ MAX_EDGES = 4_000_000
 
 _FEWEST_EDGES = 1 << 14
 """A list counts for as many at least: more than some hundred lists, however small, are not worth a look."""
-
-_SOME = 8
-"""Atoms of a structure that are looked at first."""
-_LOOKS = 16
-"""Lists that hold no more, of which the one is found that a structure's simulation has used so far."""
 
 _TIRED = 0.6
 """Part of the way that atoms may go. A list that has come so far is made anew along with another one of its batch: each
@@ -91,46 +86,6 @@ class _List(Kept[Rows]):
         return max(self.rows.n_edges, _FEWEST_EDGES)
 
 
-class _Known:
-    """Lists of the same atoms, in order, and where some of the atoms were, for a first look at all of them."""
-
-    def __init__(self) -> None:
-        self._lists: list[_List] = []
-        self._seen = np.empty((0, 0, 3))
-        self._cells = np.empty((0, 3, 3))
-
-    def __len__(self) -> int:
-        return len(self._lists)
-
-    def __iter__(self) -> Iterator[_List]:
-        return iter(self._lists)
-
-    def __getitem__(self, place: int) -> _List:
-        return self._lists[place]
-
-    def put(self, entry: _List, place: int) -> None:
-        """Keep a list, instead of that at a place or at the end."""
-        n, seen = len(self._lists), _some(entry.snapshot.positions)
-        if n == len(self._seen):  # twice as much room, lest every list moves all others
-            self._seen = np.concatenate([self._seen.reshape(n, *seen.shape), np.zeros((n + 1, *seen.shape))])
-            self._cells = np.concatenate([self._cells, np.zeros((n + 1, 3, 3))])
-        self._lists[place : place + 1] = [entry]
-        self._seen[place], self._cells[place] = seen, entry.snapshot.cell
-
-    def keep(self, is_kept: Callable[[_List], bool]) -> None:
-        """Give up all other lists."""
-        places = [k for k, entry in enumerate(self._lists) if is_kept(entry)]
-        if len(places) < len(self._lists):
-            self._lists = [self._lists[k] for k in places]
-            self._seen, self._cells = self._seen[places], self._cells[places]
-
-    def moved_at_least(self, frame: Frames) -> Floats:
-        """How far some atom has moved at least since each list was made, squared, (n_lists,), Å²; 0 in another cell."""
-        found = np.zeros(len(self._lists))
-        _compare_some(np.ascontiguousarray(_some(frame.positions)), frame.cell[0], self._seen, self._cells, found)
-        return found
-
-
 class ListCache:
     """Neighbour lists with a skin.
 
@@ -160,7 +115,7 @@ class ListCache:
         self._workers = workers
         self._numbers = count()
         self._time = 0
-        self._lists: dict[Key, _Known] = {}
+        self._lists: dict[Key, Known[_List]] = {}
         self._batches: Batches[Neighbourhood] = Batches()
         self.n_built = 0
 
@@ -179,100 +134,46 @@ class ListCache:
         """
         self._time += 1
         found, cursors = list[_List](), dict[Key, int]()
-        tired: list[tuple[int, Frames, _Known, int]] = []
+        tired: list[tuple[int, Frames, Known[_List], int]] = []
         n_built = self.n_built
         for frame in frames:
             key = key_of(frame)
-            known = self._lists.setdefault(key, _Known())
-            place, before, moved = self._search(known, frame, cursors.get(key, 0))
-            if place is None:
-                place = self._build(known, frame, before)
+            known = self._lists.setdefault(key, Known(self._rcut, self._reach))
+            place, holds, moved = known.search(frame, cursors.get(key, 0), self._time)
+            if place is None or not holds:
+                place = known.put(self._build(frame), place)
             elif moved > (_TIRED * (self._reach - self._rcut) / 2) ** 2:
                 tired.append((len(found), frame, known, place))
             cursors[key] = place + 1
             known[place].last_use = self._time
             found.append(known[place])
         if self.n_built > n_built:
-            for number, frame, known, place in tired:
-                self._build(known, frame, place)
-                found[number] = known[place]
-        self._forget()
+            self._renew(tired, found)
+        forget(self._lists, self._time, self._max_edges)
         numbers = tuple(entry.number for entry in found)
         return self._batches.find(
             numbers, lambda: Neighbourhood.join([entry.rows for entry in found], frames), self._max_edges
         )
 
-    def _search(self, known: _Known, frame: Frames, cursor: int) -> tuple[int | None, int | None, float]:
-        """Place of a list that holds for a frame, or else of the one that its simulation has used so far.
+    def _renew(self, tired: Sequence[tuple[int, Frames, Known[_List], int]], found: list[_List]) -> None:
+        """Make lists anew that still hold, as far as there is memory."""
+        for number, frame, known, place in tired:
+            try:
+                entry = self._build(frame)
+            except MemoryError:
+                return
+            known.put(entry, place if known[place] is found[number] else None)  # frames that share one get one each
+            found[number] = entry
 
-        The third is how far its atoms have moved since then, squared, Å². The place of the last batch is tried first,
-        then those used of late: where several simulations have the same atoms, most of the others are of the past.
-        """
-        before, least = None, np.inf
-        for place in self._in_order(known, frame, cursor):
-            holds, moved = known[place].compare(frame, self._rcut, self._reach)
-            if holds:
-                return place, None, moved
-            if moved < least and known[place].last_use < self._time:
-                before, least = place, moved
-        return None, before, least
-
-    def _in_order(self, known: _Known, frame: Frames, cursor: int) -> Iterator[int]:
-        """The places of lists worth a look: first those that may hold, then the nearest of the others."""
-        n, last_batch, skin = len(known), self._time - 1, self._reach - self._rcut
-        if cursor < n:
-            yield cursor
-        moved = known.moved_at_least(frame)
-        may_hold = moved <= skin**2 / 4
-        order = sorted(
-            np.flatnonzero(may_hold).tolist(), key=lambda k: (-min(known[k].last_use, last_batch), (k - cursor) % n)
-        )
-        yield from (place for place in order if place != cursor)
-        others = np.flatnonzero(~may_hold & (moved <= (SAME * skin) ** 2))
-        nearest = others[np.argsort(moved[others], kind="stable")][:_LOOKS]
-        yield from (place for place in nearest.tolist() if place != cursor)
-
-    def _build(self, known: _Known, frame: Frames, place: int | None) -> int:
-        """Make a list, at a place or else at the end; return where."""
+    def _build(self, frame: Frames) -> _List:
         check_density(frame, self._rcut)
         rows = build_rows(frame, self._reach, self._n_species, self._room(), self._workers)
-        entry = _List(next(self._numbers), Snapshot.take(frame), rows, self._time)
         self.n_built += 1
-        place = len(known) if place is None else place
-        known.put(entry, place)
-        return place
-
-    def _forget(self) -> None:
-        """Give up the lists that have not been used for longest, down to the edges that may be kept."""
-        idle = [entry for known in self._lists.values() for entry in known if entry.last_use < self._time]
-        if given_up := outdated(idle, self._max_edges):
-            for known in self._lists.values():
-                known.keep(lambda entry: entry.number not in given_up)
-        for key in [key for key, known in self._lists.items() if not known]:
-            del self._lists[key]
+        return _List(next(self._numbers), Snapshot.take(frame), rows, self._time)
 
 
 def _offsets(sizes: Sequence[int]) -> Ints:
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-
-
-def _some(positions: Floats) -> Floats:
-    """Positions of a few atoms all over a structure."""
-    n = len(positions)
-    return positions if n <= _SOME else positions[np.linspace(0, n - 1, _SOME).astype(np.int64)]
-
-
-@jit
-def _compare_some(x: Floats, cell: Floats, seen: Floats, cells: Floats, found: Floats) -> None:
-    """The largest distance, squared, of an atom of x from where it is seen; 0 where the cell is another one."""
-    for k in range(len(found)):
-        is_same = True
-        for d in range(9):
-            is_same = is_same and cells[k, d // 3, d % 3] == cell[d // 3, d % 3]
-        if is_same:
-            for i in range(len(x)):
-                dx, dy, dz = x[i, 0] - seen[k, i, 0], x[i, 1] - seen[k, i, 1], x[i, 2] - seen[k, i, 2]
-                found[k] = max(found[k], dx * dx + dy * dy + dz * dz)
 
 
 @jit

@@ -6,7 +6,8 @@ together with all others of the batch that will not hold for much longer: on a G
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, count
 from typing import Final
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dpserver.frames import Frames
-from dpserver.neighbors.keeping import Batches, Kept, Key, key_of, outdated
+from dpserver.neighbors.keeping import Batches, Kept, Key, Known, forget, key_of
 from dpserver.neighbors.lists import check_density
 from dpserver.neighbors.motion import Snapshot
 from dpserver.neighbors.on_device import DeviceRows, build_on_device
@@ -25,7 +26,7 @@ MAX_EDGES: Final = 32_000_000
 """Edges of all lists that are kept beside those in use, of 12 bytes each."""
 
 MAX_LISTS: Final = 256
-"""Lists that are kept beside those in use, however small: a frame that none holds for is compared with each."""
+"""Lists that are kept beside those in use, however small: a frame that none holds for is held against each."""
 
 _EARLY: Final = 0.7
 """A list whose atoms have moved by this share of what it allows is made anew when another one is."""
@@ -108,7 +109,7 @@ class DeviceListCache:
         self._n_species, self._device = n_species, device
         self._numbers = count()
         self._time = 0
-        self._lists: dict[Key, list[_List]] = {}
+        self._lists: dict[Key, Known[_List]] = {}
         self._batches: Batches[DeviceNeighbourhood] = Batches()
         self.n_built = 0
 
@@ -126,58 +127,43 @@ class DeviceListCache:
             MemoryError: a list has more edges than it can count.
         """
         self._time += 1
-        keys = [key_of(frame) for frame in frames]
-        found: dict[int, _List] = {}
-        renewed: dict[int, _List | None] = {}
-        ageing: dict[int, _List | None] = {}
-        cursors: dict[Key, int] = {}
-        for k, key in enumerate(keys):
-            known, cursor = self._lists.setdefault(key, []), cursors.get(key, 0)
-            cursors[key] = cursor + 1
-            entry, share = self._search(known, frames[k], cursor)
-            if entry is not None:
-                entry.last_use = self._time
-            if entry is None or share > 1.0:
-                renewed[k] = entry
-            else:
-                found[k] = entry
-                if share > _EARLY:
-                    ageing[k] = entry
-        if renewed:
-            renewed |= ageing
-            for k, entry in self._build(frames, list(renewed)).items():
-                _replace(self._lists[keys[k]], renewed[k], entry)
-                found[k] = entry
-        self._forget()
+        found, stale, ageing = dict[int, _List](), list[int](), list[int]()
+        places, cursors = list[tuple[Known[_List], int | None]](), dict[Key, int]()
+        for k, frame in enumerate(frames):
+            key = key_of(frame)
+            known, cursor = self._lists.setdefault(key, Known(self._rcut, self._reach)), cursors.get(key, 0)
+            place, holds, moved = known.search(frame, cursor, self._time)
+            places.append((known, place))
+            cursors[key] = (cursor if place is None else place) + 1
+            if place is not None:
+                known[place].last_use = self._time
+            if place is None or not holds:
+                stale.append(k)
+                continue
+            found[k] = known[place]
+            if moved > (_EARLY * (self._reach - self._rcut) / 2) ** 2:
+                ageing.append(k)
+        for k, entry in self._renew(frames, stale, ageing).items():
+            known, place = places[k]
+            if k in found and place is not None and known[place] is not found[k]:
+                place = None  # frames that share one get one each
+            known.put(entry, place)
+            found[k] = entry
+        forget(self._lists, self._time, MAX_EDGES, MAX_LISTS)
         entries = [found[k] for k in range(frames.n_frames)]
         numbers = tuple(entry.number for entry in entries)
         return self._batches.find(
             numbers, lambda: DeviceNeighbourhood.join([entry.rows for entry in entries]), MAX_EDGES
         )
 
-    def _search(self, known: Sequence[_List], frame: Frames, cursor: int) -> tuple[_List | None, float]:
-        """The list of a frame, or that which its simulation has used so far, and how much of its time has gone by.
-
-        Returns:
-            A list and a share of up to 1, where it holds; one to be replaced, if any, and infinity, where none does.
-        """
-        before, least = None, np.inf
-        skin = self._reach - self._rcut
-        for entry in self._in_order(known, cursor):
-            holds, moved = entry.compare(frame, self._rcut, self._reach)
-            if holds:
-                return entry, float(np.sqrt(moved)) / (skin / 2)
-            if moved < least and entry.last_use < self._time:
-                before, least = entry, moved
-        return before, np.inf
-
-    def _in_order(self, known: Sequence[_List], cursor: int) -> Iterator[_List]:
-        """Lists, the most promising first: that of the same place in the last batch, then those used of late."""
-        n, last_batch = len(known), self._time - 1
-        if cursor < n:
-            yield known[cursor]
-        order = sorted(range(n), key=lambda k: (-min(known[k].last_use, last_batch), (k - cursor) % n))
-        yield from (known[place] for place in order if place != cursor)
+    def _renew(self, frames: Frames, stale: Sequence[int], ageing: Sequence[int]) -> dict[int, _List]:
+        """Make the lists of some frames, if any, and of others that still hold if there is memory for them too."""
+        if not stale:
+            return {}
+        if ageing:
+            with contextlib.suppress(MemoryError, torch.OutOfMemoryError):
+                return self._build(frames, [*stale, *ageing])
+        return self._build(frames, stale)
 
     def _build(self, frames: Frames, numbers: Sequence[int]) -> dict[int, _List]:
         """Make the lists of some frames, all together."""
@@ -191,21 +177,6 @@ class DeviceListCache:
             for frame, found in zip(some, rows, strict=True)
         )
         return dict(zip(numbers, made, strict=True))
-
-    def _forget(self) -> None:
-        """Give up the lists that have not been used for longest, down to the number and edges that may be kept."""
-        idle = [entry for known in self._lists.values() for entry in known if entry.last_use < self._time]
-        given_up = outdated(idle, MAX_EDGES, MAX_LISTS)
-        kept = {key: [entry for entry in known if entry.number not in given_up] for key, known in self._lists.items()}
-        self._lists = {key: known for key, known in kept.items() if known}
-
-
-def _replace(known: list[_List], old: _List | None, new: _List) -> None:
-    """Put a list in the place of another, or of none."""
-    if old is not None and old in known:
-        known[known.index(old)] = new
-    else:
-        known.append(new)
 
 
 def _before(sizes: Sequence[int]) -> list[int]:

@@ -10,7 +10,9 @@ deformation since then and d_i = x_i - x₀_i F what each atom has moved beside 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -18,7 +20,11 @@ from dpserver.frames import Bools, Floats, Frames
 from dpserver.jit import jit
 from dpserver.neighbors.grid import completed
 
-_NONE: Floats = np.eye(3)
+_SOME: Final = 8
+"""Atoms of a structure that are looked at first."""
+
+_ROUNDED_UP: Final = 1 + 1e-6
+"""A first look errs on the side of another one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,19 +35,24 @@ class Snapshot:
         positions: (n_atoms, 3), Å.
         cell: (3, 3), Å.
         pbc: (3,).
-        full_cell: with unit vectors for open directions, (3, 3), Å.
+        inverse: h₀⁻¹, of the cell with unit vectors for open directions, (3, 3), 1/Å; 0 in the columns of these.
+        unchanged: what of F is the same for any cell: h₀⁻¹ h₀ of the open directions alone, (3, 3).
     """
 
     positions: Floats
     cell: Floats
     pbc: Bools
-    full_cell: Floats
+    inverse: Floats
+    unchanged: Floats
 
     @classmethod
     def take(cls, frame: Frames) -> Snapshot:
         """Keep a copy of one frame's positions and cell."""
         cell, pbc = frame.cell[0].copy(), frame.pbc[0].copy()
-        return cls(np.array(frame.positions, order="C"), cell, pbc, completed(cell, pbc))
+        full = completed(cell, pbc)
+        inverse = np.linalg.inv(full)
+        unchanged = inverse[:, ~pbc] @ full[~pbc]
+        return cls(np.array(frame.positions, order="C"), cell, pbc, np.where(pbc, inverse, 0.0), unchanged)
 
     def compare(self, frame: Frames, rcut: float, reach: float, limit: float = np.inf) -> tuple[bool, float]:
         """Tell whether every pair within rcut is among those that were within reach.
@@ -56,8 +67,8 @@ class Snapshot:
             Whether that is so; and how far any atom has moved beside the deformation of the cell, squared, Å², inf
             where beyond the limit.
         """
-        has_same_cell = np.array_equal(frame.cell[0], self.cell)
-        deformation = _NONE if has_same_cell else self._deformation(frame)
+        deformation = np.empty((3, 3))
+        has_same_cell = _deform(frame.cell[0], self.cell, self.inverse, self.unchanged, deformation)
         moved = float(_farthest(frame.positions, self.positions, deformation, limit**2))
         if moved == np.inf:
             return False, moved
@@ -65,10 +76,74 @@ class Snapshot:
         slack = (shrinking * reach - rcut) / 2 * (1 - 1e-9)
         return slack > 0 and moved <= slack**2, moved
 
-    def _deformation(self, frame: Frames) -> Floats:
-        """What the cell has to be multiplied with for that of another frame."""
-        deformed = np.where(self.pbc[:, None], frame.cell[0], self.full_cell)
-        return np.asarray(np.linalg.solve(self.full_cell, deformed))
+
+class Sightings:
+    """Where a few atoms of many snapshots were, all of the same atoms: for a first look at all of them.
+
+    It has the last word on none: an atom that it does not see may have moved by more, and a deformation makes all
+    distances no shorter than it makes the shortest of the unit vectors and of their projections.
+    """
+
+    def __init__(self) -> None:
+        self._n = 0
+        self._positions = np.empty((0, 0, 3))
+        self._cells = np.empty((0, 3, 3, 3))
+
+    def put(self, snapshot: Snapshot, place: int) -> None:
+        """Note a snapshot, instead of that at a place or at the end."""
+        some = _some(snapshot.positions)
+        if place == len(self._positions):  # twice as much room, lest every snapshot moves all others
+            room = np.zeros((place + 1, *some.shape))
+            self._positions = np.concatenate([self._positions.reshape(place, *some.shape), room])
+            self._cells = np.concatenate([self._cells, np.zeros((place + 1, 3, 3, 3))])
+        self._positions[place] = some
+        self._cells[place] = snapshot.cell, snapshot.inverse, snapshot.unchanged
+        self._n = max(self._n, place + 1)
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Give up all others."""
+        self._positions, self._cells, self._n = self._positions[places], self._cells[places], len(places)
+
+    def compare(self, frame: Frames, rcut: float, reach: float, limit: float) -> tuple[Floats, Bools]:
+        """Tell of each snapshot at least what `Snapshot.compare` would.
+
+        Args:
+            frame: a later one, of the same atoms with the same periodic directions.
+            rcut: Å.
+            reach: Å.
+            limit: atoms that have moved by more are not told apart, Å.
+
+        Returns:
+            How far some atom has moved at least beside the deformation of the cell, squared, (n,), Å², inf where
+            beyond the limit; and whether every pair within rcut may be known, (n,): where not, some are not.
+        """
+        moved, may_hold = np.empty(self._n), np.empty(self._n, dtype=np.bool_)
+        some = np.ascontiguousarray(_some(frame.positions))
+        _look(some, frame.cell[0], self._positions, self._cells, (rcut, reach, limit**2), moved, may_hold)
+        return moved, may_hold
+
+
+def _some(positions: Floats) -> Floats:
+    """Positions of a few atoms all over a structure."""
+    n = len(positions)
+    return positions if n <= _SOME else positions[np.linspace(0, n - 1, _SOME).astype(np.int64)]
+
+
+@jit
+def _deform(cell: Floats, reference: Floats, inverse: Floats, unchanged: Floats, f: Floats) -> bool:
+    """Write what a reference cell has to be multiplied with for a cell; tell whether they are the same."""
+    is_same = True
+    for i in range(3):
+        for k in range(3):
+            is_same = is_same and cell[i, k] == reference[i, k]
+            f[i, k] = unchanged[i, k]
+            for j in range(3):
+                f[i, k] += inverse[i, j] * cell[j, k]
+    if is_same:
+        for i in range(3):
+            for k in range(3):
+                f[i, k] = 1.0 if i == k else 0.0
+    return is_same
 
 
 @jit
@@ -86,3 +161,28 @@ def _farthest(x: Floats, reference: Floats, deformation: Floats, limit: float) -
             return np.inf
         largest = max(largest, square)
     return largest
+
+
+@jit
+def _look(
+    x: Floats,
+    cell: Floats,
+    seen: Floats,
+    cells: Floats,
+    lengths: tuple[float, float, float],
+    moved: Floats,
+    may_hold: Bools,
+) -> None:
+    """Write the largest movements among some atoms, and whether they are small enough for the deformation."""
+    rcut, reach, limit = lengths
+    f = np.empty((3, 3))
+    for k in range(len(moved)):
+        _deform(cell, cells[k, 0], cells[k, 1], cells[k, 2], f)
+        moved[k] = _farthest(x, seen[k], f, limit)
+        least = np.inf
+        for i in range(3):
+            row = f[i, 0] ** 2 + f[i, 1] ** 2 + f[i, 2] ** 2
+            column = f[0, i] ** 2 + f[1, i] ** 2 + f[2, i] ** 2
+            least = min(least, row, column)  # no less than the smallest singular value, squared
+        slack = (np.sqrt(least) * reach - rcut) / 2 * _ROUNDED_UP
+        may_hold[k] = slack > 0 and moved[k] <= slack**2

@@ -37,9 +37,9 @@ class Crew:
         """How many ranks there are, rank 0 included."""
         return len(self.channels) + 1
 
-    def meet(self, group_of: Sequence[int]) -> Meeting:
+    def meet(self, members: Sequence[int]) -> Meeting:
         """A meeting of rank 0 with others that evaluate parts of the same structures; see `Meeting`."""
-        return Meeting(self._group, group_of, self._patience)
+        return Meeting(self._group, members, self._patience)
 
     def send_model(self, *files: bytes) -> None:
         """Begin to send files to all: that of the model, and those of up to two more beside it; see `await_model`."""

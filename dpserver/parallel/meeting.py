@@ -9,7 +9,7 @@ come, nor leaves a message behind; a last word of this kind is said when the eva
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import IntEnum
 from typing import Any, Final
@@ -58,7 +58,7 @@ class Meeting:
         self._others = [(k, rank) for k, rank in enumerate(self._members) if rank != group.rank]
         self._is_over = False
         self.waited = 0.0
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
 
     def exchange(self, outgoing: Sequence[NDArray[Any]], incoming: Sequence[NDArray[Any]]) -> None:
         """See `Parts`.
@@ -76,7 +76,7 @@ class Meeting:
         except AbandonedError:
             self._is_over = True
             raise
-        except Exception as error:
+        except BaseException as error:  # interrupted, it is in step with nobody either
             self._is_over, self.failure = True, error
             raise
         finally:
@@ -96,8 +96,10 @@ class Meeting:
             self._greet(_Word.DONE if is_good else _Word.FAILED)
         except AbandonedError:
             return
-        except Exception as error:
+        except BaseException as error:
             self.failure = error
+            if not isinstance(error, Exception):
+                raise
         finally:
             self.waited += self._patience.clock() - since
 
@@ -141,25 +143,25 @@ class MeetingLostError(Exception):
         self.cause = cause
 
 
-def evaluate(model: ForceModel, frames: Frames, meeting: Meeting | None) -> ForceResult:
+def evaluate(model: ForceModel, share: Callable[[], Frames], meeting: Meeting | None) -> ForceResult:
     """Evaluate a share, and part from the others however it went.
 
     Args:
         model: evaluates.
-        frames: the share.
+        share: makes it; where even that fails, the others learn so too.
         meeting: with those that have the other parts; None where nobody has to be met.
 
     Raises:
         MeetingLostError: there is no speaking with them; whatever else the model raises.
     """
     if meeting is None:
-        return model.evaluate(frames)
+        return model.evaluate(share())
     is_good = False
     try:
-        result = model.evaluate(frames)
+        result = model.evaluate(share())
         is_good = True
     finally:
         meeting.close(is_good=is_good)
-        if meeting.failure is not None:
+        if isinstance(meeting.failure, Exception):  # an interrupt goes on as it is
             raise MeetingLostError(meeting.failure)
     return result

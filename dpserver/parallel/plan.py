@@ -7,7 +7,7 @@ The time of a batch is that of the rank that takes longest, and what rank 0 does
 Whole structures have no ghosts, but there must be enough of them to go round; parts have the more ghosts the smaller
 they are: a cube with an edge l among atoms of the density ρ has ρ ((l + 2R)³ - l³), R the cutoff and the skin. Rank 0
 handles every number that goes out and comes back, and every message. Where parts meet, see `meeting`, they exchange
-about as much for each atom of the structure, however many they are.
+about as much for each atom of the structure, however many they are, and have a few exchanges for each structure.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Speeds:
         number: s, of a float64 that goes through rank 0.
         message: s, of a message to a rank and its answer.
         meeting: s, of what parts tell each other, for each atom of the structure; 0 where they need not.
+        greeting: s, of the same for each structure, whatever its size.
     """
 
     fixed: float = 5e-4
@@ -53,6 +54,7 @@ class Speeds:
     number: float = 2e-9
     message: float = 5e-5
     meeting: float = 0.0
+    greeting: float = 0.0
 
     def share(self, centres: float, ghosts: float) -> float:
         """Seconds of one evaluation."""
@@ -161,12 +163,12 @@ def _plan(sizes: Sizes, groups: Sequence[int], speeds: Speeds) -> Plan:
     group_of = _spread(sizes.counts, groups)
     first = [sum(groups[:k]) for k in range(len(groups))]
     ranks = tuple(tuple(range(first[g], first[g] + groups[g])) for g in group_of)
-    centres, ghosts, met = [0.0] * len(groups), [0.0] * len(groups), [0] * len(groups)
+    centres, ghosts, met = [0.0] * len(groups), [0.0] * len(groups), [0.0] * len(groups)
     for frame, g in enumerate(group_of):
         centres[g] += sizes.counts[frame] / groups[g]
         ghosts[g] += sizes.ghosts(frame, groups[g])
-        met[g] += sizes.counts[frame] if groups[g] > 1 else 0
-    slowest = max(speeds.share(c, h) + speeds.meeting * m for c, h, m in zip(centres, ghosts, met, strict=True))
+        met[g] += speeds.greeting + speeds.meeting * sizes.counts[frame] if groups[g] > 1 else 0.0
+    slowest = max(speeds.share(c, h) + m for c, h, m in zip(centres, ghosts, met, strict=True))
     others = sum(groups) - 1
     sent = sum((c + h) * n for c, h, n in zip(centres, ghosts, groups, strict=True)) * (others / sum(groups))
     return Plan(ranks, slowest + speeds.number * NUMBERS * sent + speeds.message * others)

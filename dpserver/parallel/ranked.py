@@ -7,7 +7,8 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -21,9 +22,10 @@ from dpserver.parallel.crew import Crew
 from dpserver.parallel.cuts import Cuts
 from dpserver.parallel.domain import SKIN
 from dpserver.parallel.exchange import MOST_FORMS, Command, Recent, Status, describe
+from dpserver.parallel.experience import Experience
 from dpserver.parallel.meeting import Meeting, MeetingLostError, evaluate
 from dpserver.parallel.packing import Contents, unpack
-from dpserver.parallel.plan import GHOST, Decompose, Plan, Sizes, Speeds, choose, compare
+from dpserver.parallel.plan import Decompose, Plan, Sizes, choose, compare
 from dpserver.parallel.refusals import find_culprit, retell
 from dpserver.parallel.shares import Layout, Share
 
@@ -32,18 +34,13 @@ logger = logging.getLogger(__name__)
 _VOLUME: Final = 10.0
 """Å³ that an atom is taken to fill where a structure is open."""
 
-_REPLAN: Final = (3, 10, 100)
+_RETRY: Final = tuple(10**k for k in range(2, 7))
+"""After so many evaluations of a kind parts that meet are tried again, where it has had none: none were measured."""
+
+_REPLAN: Final = (3, 10, *(n + more for n in _RETRY for more in (0, 10)))
 """After so many evaluations of a kind it is planned again, with what was measured meanwhile."""
 
-_MANY_NUMBERS: Final = 100_000
-"""What goes over the wire tells how long a number takes where there are more, and how long a message where fewer."""
-
-_MEETING: Final = 1e-6
-"""s, for each atom of a structure in parts that meet, before it was measured: a mesh for its charges."""
-
 _MOST_KINDS: Final = 64
-_NEW: Final = 0.2
-"""Weight of the last measurement among those before."""
 
 
 @dataclass
@@ -106,8 +103,8 @@ class RankedModel(Wrapped):
         self._reach = model.rcut + skin
         self._cuts = Cuts(model.rcut, skin)
         self._balance = Balance(self._cuts)
-        self._speeds = Speeds(meeting=_MEETING if has_long_range(model) else 0.0)
-        self._is_measured = self._is_warming_up = False
+        self._experience = Experience(parts_meet=has_long_range(model))
+        self._is_warming_up = False
         self._kinds: OrderedDict[tuple[int, ...], _Kind] = OrderedDict()
         self._layouts: OrderedDict[Hashable, Layout] = OrderedDict()
         self._n_layouts = 0
@@ -118,13 +115,16 @@ class RankedModel(Wrapped):
         self.choice = "nothing evaluated yet"
 
     def warm_up(self) -> None:
-        """Make now what the first evaluation would have to, in all ranks."""
+        """Make now what the first evaluation would have to, in all ranks.
+
+        The atoms for that are no structure that a model has to be for: their charges need not add up.
+        """
         n = 2 * self._crew.size
         atoms = Frames.single(np.arange(n)[:, None] * [self.rcut / 2, 0.0, 0.0], np.zeros(n, dtype=np.int64))
         decompose, self._decompose = self._decompose, Decompose.SPACE if self._can_cut else self._decompose
         self._is_warming_up = True
         with contextlib.suppress(StructureError):  # the model may take parameters, or more neighbours
-            self.evaluate(atoms)
+            self._evaluate(atoms)
         self._decompose, self._is_warming_up = decompose, False
         self._kinds.clear()
         self._said.clear()
@@ -149,9 +149,14 @@ class RankedModel(Wrapped):
             return self._model.evaluate(frames)
         if frames.is_ghost is not None and frames.is_ghost.any():
             raise ConfigError("ranks are given whole structures, and this one has ghosts")
+        return self._evaluate(frames)
+
+    def _evaluate(self, frames: Frames) -> ForceResult:
+        """The same for frames that have been looked at."""
         marks = [time.perf_counter()]
         layout, kind = self._layout(frames)
         marks.append(time.perf_counter())
+        meeting = self._meet(layout)
         try:
             self._scatter(layout, frames)
         except DeviceError:
@@ -161,9 +166,9 @@ class RankedModel(Wrapped):
             raise DeviceError(f"{self._crew.places[0]} failed to share structures out: {describe(error)}") from error
         marks.append(time.perf_counter())
         results: list[ForceResult | None] = [None] * self._crew.size
+        failure: Exception | None = None
         errors: list[Exception] = []
         seconds, waits = np.zeros(self._crew.size), np.zeros(self._crew.size)
-        meeting = self._meet(layout)
         try:
             results[0] = self._compute(layout, meeting)
         except MeetingLostError as error:
@@ -172,7 +177,7 @@ class RankedModel(Wrapped):
             self._crew.blame(error.cause)
             raise DeviceError(f"{self._crew.places[0]} lost the others: {describe(error.cause)}") from error
         except Exception as error:  # the others are at work, and must be listened to first
-            errors.append(self._named(error, layout, meeting))
+            failure = error
         marks.append(time.perf_counter())
         waits[0] = 0.0 if meeting is None else meeting.waited
         seconds[0] = marks[-1] - marks[-2] - waits[0]
@@ -186,6 +191,8 @@ class RankedModel(Wrapped):
             self._crew.blame(error)
             raise DeviceError(f"{self._crew.places[0]} failed to take answers in: {describe(error)}") from error
         marks.append(time.perf_counter())
+        if failure is not None:
+            errors.insert(0, self._named(failure, layout, meeting))
         if errors:
             raise _worst(errors)
         found = layout.collect(frames, results)
@@ -207,8 +214,11 @@ class RankedModel(Wrapped):
         ranks = kind.plan.ranks
         if self.has_long_range:  # who has an empty part would not know where the others meet
             empty = [f for f, c in cuts.items() if not c.n_owned.all()]
-            ranks = tuple(mine[:1] if f in empty else mine for f, mine in enumerate(ranks))
-            cuts = {f: c for f, c in cuts.items() if f not in empty}
+            if empty:
+                alone = {f: (ranks[f][k % len(ranks[f])],) for k, f in enumerate(empty)}
+                ranks = tuple(alone.get(f, mine) for f, mine in enumerate(ranks))
+                cuts = {f: c for f, c in cuts.items() if f not in alone}
+                self.choice = str(replace(kind.plan, ranks=ranks))
         names = counts, ranks, tuple(id(c) for c in cuts.values()), tuple(widths)
         key = (*names, frames.types.tobytes(), frames.pbc.tobytes())
         layout = self._layouts.get(key)
@@ -226,8 +236,10 @@ class RankedModel(Wrapped):
         """How batches of these sizes are spread."""
         kind = self._kinds.get(counts)
         if kind is None or kind.n_evaluations in _REPLAN:
+            if kind is not None and kind.n_evaluations in _RETRY and kind.plan.n_parts == 1:
+                self._experience.forget_meetings()
             sizes = Sizes(counts, _volumes(frames), self._reach)
-            plan = choose(sizes, self._crew.size, self._speeds, self._decompose)
+            plan = choose(sizes, self._crew.size, self._experience.speeds, self._decompose)
             if not self._is_warming_up and (kind is None or plan.ranks != kind.plan.ranks):
                 self._say(sizes, plan)
             kind = self._kinds[counts] = _Kind(plan, 0 if kind is None else kind.n_evaluations)
@@ -246,7 +258,7 @@ class RankedModel(Wrapped):
         self._said.add((atoms, str(plan)))
         why = f"as --decompose {self._decompose} asks for"
         if self._decompose is Decompose.AUTO:
-            pure = compare(sizes, self._crew.size, self._speeds)
+            pure = compare(sizes, self._crew.size, self._experience.speeds)
             why = (
                 f"{1e3 * plan.seconds:.3g} ms expected, {1e3 * pure[Decompose.BEADS]:.3g} with whole structures and "
                 f"{1e3 * pure[Decompose.SPACE]:.3g} with each in {self._crew.size} parts"
@@ -287,7 +299,7 @@ class RankedModel(Wrapped):
     def _compute(self, layout: Layout, meeting: Meeting | None) -> ForceResult | None:
         """Evaluate the share of this rank."""
         share = layout.shares[0]
-        return None if share is None else evaluate(self._model, share.form.frames(self._own, meeting), meeting)
+        return None if share is None else evaluate(self._model, partial(share.form.frames, self._own, meeting), meeting)
 
     def _receive(
         self, rank: int, share: Share, layout: Layout, errors: list[Exception]
@@ -307,7 +319,7 @@ class RankedModel(Wrapped):
         """What this rank has met itself, as if another had."""
         share = layout.shares[0]
         if isinstance(error, StructureError) and share is not None:
-            number, text = find_culprit(self._model, share.form.frames(self._own, meeting), error)
+            number, text = find_culprit(self._model, partial(share.form.frames, self._own, meeting), error)
             return StructureError(retell(text, layout, 0, number))
         if isinstance(error, DPServerError) or is_out_of_memory(error):
             return error
@@ -322,26 +334,8 @@ class RankedModel(Wrapped):
         t.plan, t.scatter, t.compute = t.plan + plan, t.scatter + scatter, t.compute + compute
         t.wait, t.gather = t.wait + wait, t.gather + gather
         t.each += seconds
-        shares = [share for share in layout.shares if share is not None]
-        slowest = int(seconds.argmax())
-        share = layout.shares[slowest]
-        if share is None or kind.n_evaluations == 1:  # which has made neighbour lists
-            return
-        form = share.form
-        work = form.n_centres + GHOST * (form.n_atoms - form.n_centres)
-        numbers = 2 * sum(share.form.n_numbers for share in shares)
-        new = 1.0 if not self._is_measured else _NEW
-        self._is_measured = True
-        s = self._speeds
-        s.atom += new * (max(seconds[slowest] - s.fixed, 0.5 * seconds[slowest]) / work - s.atom)
-        if numbers > _MANY_NUMBERS:
-            s.number += new * ((scatter + gather) / numbers - s.number)
-        elif len(shares) > 1:
-            s.message += new * ((scatter + gather) / (len(shares) - 1) - s.message)
-        each = zip(waits, layout.shares, strict=True)
-        met = [w / share.form.wholes.counts.sum() for w, share in each if share is not None and share.form.wholes]
-        if met:  # who has waited least, has waited for what was on its way, and for nobody
-            s.meeting += new * (min(met) - s.meeting)
+        if kind.n_evaluations > 1:  # the first has made neighbour lists
+            self._experience.note(layout.shares, seconds, waits, scatter + gather)
 
 
 def check_decompose(decompose: Decompose, model: object) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Callable
 from typing import Final
 
 from dpserver.engine.runner import ForceModel
@@ -10,31 +12,40 @@ from dpserver.errors import AbandonedError, StructureError
 from dpserver.frames import Frames
 from dpserver.parallel.shares import Layout
 
+logger = logging.getLogger(__name__)
+
 UNKNOWN: Final = -1
 
 _ATOMS: Final = re.compile(r"\b(atoms?) (\d+)(?:( and )(\d+))?")
 
 
-def find_culprit(model: ForceModel, frames: Frames, error: StructureError) -> tuple[int, str]:
+def find_culprit(model: ForceModel, share: Callable[[], Frames], error: StructureError) -> tuple[int, str]:
     """Find the structure of a batch that is refused, by evaluating one after the other, parts without the others.
+
+    It raises nothing: a refusal is an answer, known already, and whoever asked waits for it.
 
     Args:
         model: has refused the batch.
-        frames: the batch.
+        share: makes the batch.
         error: of the batch.
 
     Returns:
-        Number of the structure, `UNKNOWN` where each by itself is answered; and what it is refused for.
+        Number of the structure, `UNKNOWN` where each by itself is answered or the search fails; and what it is refused
+        for.
     """
-    if frames.n_frames == 1:
-        return 0, str(error)
-    for number, frame in enumerate(frames):
-        try:
-            model.evaluate(frame)
-        except StructureError as refusal:
-            return number, str(refusal)
-        except AbandonedError:  # a part that by itself could be evaluated
-            continue
+    try:
+        frames = share()
+        if frames.n_frames == 1:
+            return 0, str(error)
+        for number, frame in enumerate(frames):
+            try:
+                model.evaluate(frame)
+            except StructureError as refusal:
+                return number, str(refusal)
+            except AbandonedError:  # a part that by itself could be evaluated
+                continue
+    except Exception as failure:
+        logger.debug("no looking for the structure that was refused", exc_info=failure)
     return UNKNOWN, str(error)
 
 

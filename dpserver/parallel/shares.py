@@ -48,6 +48,11 @@ class FormOfWholes:
     pbc: Bools
     ranks: tuple[int, ...]
 
+    @property
+    def is_part(self) -> Bools:
+        """Which frames are parts of structures, (n_frames,)."""
+        return self.counts > 0
+
     def encode(self) -> list[Ints]:
         """Write it as integers."""
         return [self.counts, self.pbc.ravel().astype(np.int64), np.array(self.ranks, dtype=np.int64)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Final
 
@@ -77,18 +78,18 @@ class Worker:
         """Evaluate a share."""
         numbers = self._channel.receive_body(size)
         meeting = None if form.wholes is None else Meeting(self._group, form.wholes.ranks, self._patience)
-        frames = form.frames(numbers, meeting)
+        share = partial(form.frames, numbers, meeting)
         since = time.perf_counter_ns()
         if self._model is None:
             self._refuse(RuntimeError("no model has come before the first structures"))
             return
         try:
-            result = evaluate(self._model, frames, meeting)
+            result = evaluate(self._model, share, meeting)
         except MeetingLostError as error:  # who is to blame for it, rank 0 learns before it learns of this
             self._patience.linger(SECONDS_TO_NOTICE)
             raise error.cause from error
         except StructureError as error:
-            number, text = find_culprit(self._model, frames, error)
+            number, text = find_culprit(self._model, share, error)
             self._refuse(StructureError(text), number)
             return
         except Exception as error:

@@ -153,3 +153,22 @@ def parse_endpoint(text: str, prefix: str = DEFAULT_PREFIX) -> tuple[Endpoint, P
         case "shm":
             return shm_endpoint(rest, prefix), path
     raise ConfigError(f"endpoint {text!r} is of no known kind; expected {_FORMS}")
+
+
+def addresses_at_hand(endpoint: str) -> frozenset[Address]:
+    """Resolve an endpoint by its name, as far as that needs no other machine: paths, numbers, and localhost.
+
+    Returns:
+        Its addresses; none for any other host, or where the text is no name of an endpoint.
+    """
+    try:
+        parsed, template = parse_endpoint(endpoint)
+        if template is not None:  # it is another path, with an @ in it
+            return frozenset()
+        if not isinstance(parsed, InetEndpoint) or parsed.host == DEFAULT_HOST:
+            return frozenset(parsed.resolve())
+        flags = socket.AI_NUMERICHOST
+        found = socket.getaddrinfo(parsed.host, parsed.port, type=socket.SOCK_STREAM, flags=flags)
+    except (ConfigError, OSError, UnicodeError):
+        return frozenset()
+    return frozenset(Address(family, target) for family, _, _, _, target in found)

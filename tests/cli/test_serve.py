@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpserver.cli import serve
-from dpserver.errors import ConfigError
+from dpserver.cli import ranks, serve
+from dpserver.errors import ConfigError, ModelFileError
 from dpserver.frames import Frames
 from dpserver.models import checkpoint
 from dpserver.models.config import ModelConfig, parse
 from dpserver.models.potential import Potential
 from dpserver.transport import InetEndpoint, ShmEndpoint, UnixEndpoint
+from dpserver.transport.control import ask
 from tests import structures
 from tests.cli.commands import exit_code
 from tests.models import committees
@@ -194,6 +195,22 @@ def test_a_real_daemon_is_seen_by_status_and_leaves_no_socket(model, tmp_path, m
     assert snapshot["totals"]["frames"] == 1
     assert snapshot["memory_bytes"] > 10_000_000
     assert list((tmp_path / "dpserver").iterdir()) == []
+
+
+def test_its_endpoints_are_told_while_the_model_is_loaded(monkeypatch, tmp_path):
+    """So daemons that are started together learn of each other."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    told: list[dict] = []
+
+    def look_and_fail(*_: object) -> None:
+        told.append(json.loads(ask(tmp_path / "dpserver" / str(os.getpid())) or b"{}"))
+        raise ModelFileError("enough seen")
+
+    monkeypatch.setattr(ranks, "loaded", look_and_fail)
+    assert exit_code(monkeypatch, "--model", "none.pt", "--unix", "x", "--connect", "inet:localhost:31415") == 3
+    (snapshot,) = told
+    assert snapshot["phase"] == "loading the model"
+    assert {one["endpoint"] for one in snapshot["endpoints"]} == {"unix:/tmp/ipi_x", "inet:localhost:31415"}
 
 
 def test_a_committee_tells_where_it_disagrees(monkeypatch, capsys, tmp_path):

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from dpserver.daemon import ExitCode
+from dpserver.daemon.conversation import Conversation
 from dpserver.errors import DeviceError
 from dpserver.frames import ForceResult, Frames
+from dpserver.ipi import Forces
 from tests import peer as wire
 from tests import structures
 from tests.daemon.serving import WATER, serving, target
@@ -148,6 +150,83 @@ def test_all_that_waits_becomes_one_batch():
             line.close()
         lines[0].close()
     assert model.batches == [1, 4]
+
+
+class Gates(Gate):
+    """Holds each batch until it is let through.
+
+    Attributes:
+        threads: by name, that evaluated batches.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: list[str] = []
+
+    def __call__(self, frames: Frames, result: ForceResult) -> ForceResult:
+        self.threads.append(threading.current_thread().name)
+        super().__call__(frames, result)
+        self.is_open.clear()
+        return result
+
+    def let_through(self) -> None:
+        """Once a batch is here."""
+        assert self.is_reached.wait(PATIENCE)
+        self.is_reached.clear()
+        self.is_open.set()
+
+
+def test_no_answer_waits_for_the_evaluation_of_another_in_the_same_thread(monkeypatch):
+    monkeypatch.setattr("dpserver.daemon.daemon.BRIEF_SECONDS", np.inf)  # but the first, of which nothing is known
+    gates, message = Gates(), posdata(FRAME.positions, FRAME.cell[0])
+    with (
+        Peer() as a,
+        Peer() as b,
+        serving(Faulty(gates), target(a.endpoint), target(b.endpoint)),
+        a.accept() as one,
+        b.accept() as other,
+    ):
+        one.send(message, GETFORCE)
+        assert gates.is_reached.wait(PATIENCE)
+        other.send(message, GETFORCE)
+        wait_until_read([other])
+        gates.let_through()
+        assert gates.is_reached.wait(PATIENCE)
+        check(one.reply(N))  # while the other batch is held
+        gates.let_through()
+        check(other.reply(N))
+    assert gates.threads == ["compute", "daemon"]
+
+
+def test_the_next_batch_is_on_its_way_before_answers_are_brought(monkeypatch):
+    monkeypatch.setattr("dpserver.daemon.daemon.BRIEF_SECONDS", 0.0)
+    gates, message = Gates(), posdata(FRAME.positions, FRAME.cell[0])
+    deliver = Conversation.deliver
+    are_early: list[bool] = []
+
+    def wait_and_deliver(conversation: Conversation, answer: Forces) -> None:
+        if not are_early:
+            are_early.append(gates.is_reached.wait(PATIENCE))
+        deliver(conversation, answer)
+
+    monkeypatch.setattr(Conversation, "deliver", wait_and_deliver)
+    with (
+        Peer() as a,
+        Peer() as b,
+        serving(Faulty(gates), target(a.endpoint), target(b.endpoint)),
+        a.accept() as one,
+        b.accept() as other,
+    ):
+        one.send(message, GETFORCE)
+        assert gates.is_reached.wait(PATIENCE)
+        other.send(message, GETFORCE)
+        wait_until_read([other])
+        gates.let_through()
+        check(one.reply(N))
+        gates.let_through()
+        check(other.reply(N))
+    assert are_early == [True]
+    assert gates.threads == ["compute", "compute"]
 
 
 def wait_until_read(lines: Sequence[Line]) -> None:

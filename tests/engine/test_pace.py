@@ -40,6 +40,28 @@ def test_noise_never_makes_more_atoms_cheaper_or_few_atoms_free():
         assert seconds == sorted(seconds)
 
 
+def test_batches_that_all_take_the_same_promise_nothing_of_a_much_larger_one():
+    cost = Cost()
+    assert cost.at_most(1) is None
+    cost.add(20, 1e-3)
+    cost.add(24, 1e-3)
+    assert cost.seconds(300_000) == pytest.approx(1e-3)  # the slope says so
+    assert cost.at_most(300_000) > 10
+    assert cost.at_most(44) == pytest.approx(2e-3, rel=0.01)
+    assert cost.at_most(20) == pytest.approx(1e-3)
+
+
+def test_caution_never_asks_for_less_and_more_atoms_never_take_less():
+    rng = np.random.default_rng(2)
+    for _ in range(100):
+        cost = Cost()
+        for n_atoms in rng.integers(1, 1000, 5):
+            cost.add(int(n_atoms), float(rng.exponential()))
+        bounds = [cost.at_most(n) for n in (0, 1, 10, 100, 1000, 10_000)]
+        assert bounds == sorted(bounds)
+        assert all(cost.at_most(n) >= cost.seconds(n) * (1 - 1e-12) for n in (1, 10, 100, 1000, 10_000))
+
+
 def test_what_has_changed_is_learnt():
     cost = Cost()
     for seconds in (1.0, 0.1):

@@ -1,4 +1,6 @@
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -181,14 +183,23 @@ def test_parts_that_do_not_fit_are_refused(file):
 def test_sizes_that_no_tensor_has_are_refused_before_memory_is_taken(file):
     """A net of these sizes would take terabytes, or for ever to make."""
     model, first = torch.load(file, weights_only=True)["config"]["model"], "descriptor.embedding.0.0.weight"
+    excess = r"altered\.pt is inconsistent: its config asks for more than its state has, 876 numbers in .* again$"
+    attentive = {"type": "se_atten", "sel": 9, "keeps_excluded_slots": True}
+    endless_table = {"rmin": 0.5, "step": 0.1, "n_splines": 10**6, "rcut": 4.0, "weights": [1.0, 1.0]}
     for section, changes, message in (
-        ("descriptor", {"neuron": [4, 10**9]}, r"its config asks for \(4, 1000000000\)"),
-        ("fitting_net", {"neuron": [10**9, 10**9]}, r"its config asks for \([0-9]+, 1000000000\)"),
-        ("fitting_net", {"neuron": [10**30]}, "is inconsistent: "),
-        ("fitting_net", {"numb_fparam": 10**12}, r"its state lacks fitting\.fparam_avg"),
-        ("descriptor", {"type": "se_atten", "sel": 9, "attn_layer": 10**9}, "attn_layer: .* less than or equal to 100"),
+        ("descriptor", {"neuron": [4, 10**9]}, excess),
+        ("descriptor", {"neuron": [4] * 100_000}, excess),
+        ("fitting_net", {"neuron": [10**9, 10**9]}, excess),
+        ("fitting_net", {"neuron": [1] * 100_000}, excess),
+        ("fitting_net", {"neuron": [10**30]}, excess),
+        ("fitting_net", {"neuron": [10**400]}, "is inconsistent: "),
+        ("fitting_net", {"numb_fparam": 10**12}, excess),
+        ("fitting_net", {"numb_fparam": 20}, r"its state lacks fitting\.fparam_avg"),
+        ("pair_table", endless_table, excess),
+        ("descriptor", {**attentive, "tebd_dim": 10**9}, excess),
+        ("descriptor", {**attentive, "attn_layer": 10**9}, "attn_layer: .* less than or equal to 100"),
     ):
-        config = {"model": {**model, section: {**model[section], **changes}}, "precision": "double"}
+        config = {"model": {**model, section: {**(model[section] or {}), **changes}}, "precision": "double"}
         copy = file.with_name("altered.pt")
         copy.write_bytes(file.read_bytes())
         with pytest.raises(ModelFileError, match=message):
@@ -199,6 +210,50 @@ def test_sizes_that_no_tensor_has_are_refused_before_memory_is_taken(file):
         dpserver.load(altered(file, state={**state, first: endless}))
     with pytest.raises(ModelFileError, match="species and statistics do not fit"):
         dpserver.load(altered(file, state=state, statistics={"min_distance": endless}))
+
+
+def test_more_species_than_the_file_has_are_refused_before_memory_is_taken(file):
+    """There is a net for each pair of them, and their distances are a table."""
+    model = torch.load(file, weights_only=True)["config"]["model"]
+    species = [f"X{k}" for k in range(1000)]
+    descriptor = {**model["descriptor"], "sel": [1] * len(species), "type_one_side": False}
+    config = {"model": {**model, "type_map": species, "descriptor": descriptor}, "precision": "double"}
+    distances = torch.zeros(len(species), len(species), dtype=torch.float64)
+    one = torch.zeros(1, 1, dtype=torch.float64)
+    for changes, message in (
+        ({}, "species and statistics do not fit its type_map"),
+        ({"species": species}, "species and statistics do not fit its type_map"),
+        ({"species": species, "statistics": {"min_distance": one.expand_as(distances)}}, "species and statistics do"),
+        ({"species": species, "statistics": {"min_distance": distances}}, "more than its state has, 876 numbers"),
+    ):
+        copy = file.with_name("altered.pt")
+        copy.write_bytes(file.read_bytes())
+        with pytest.raises(ModelFileError, match=message):
+            dpserver.load(altered(copy, config=config, **changes))
+
+
+def test_numbers_that_many_tensors_share_count_once(file):
+    """Else a file of some bytes could give every layer of an endless net the same numbers."""
+    values = torch.load(file, weights_only=True)
+    shared = torch.zeros(100_000, dtype=torch.float64)
+    state = {**values["state"], **{f"fitting.0.{k}.weight": shared for k in range(100)}}
+    model = values["config"]["model"]
+    config = {**values["config"], "model": {**model, "fitting_net": {**model["fitting_net"], "neuron": [300] * 100}}}
+    with pytest.raises(ModelFileError, match="more than its state has, 1005"):
+        dpserver.load(altered(file, state=state, config=config))
+
+
+def test_a_model_is_loaded_without_the_compiler_of_torch(file):
+    """To import it takes longer than all the rest of a small model's way to its first forces."""
+    script = (
+        "import sys, dpserver\n"
+        "from tests import structures\n"
+        f"dpserver.load({str(file)!r}, device='cpu').evaluate(structures.triclinic())\n"
+        "sys.stdout.write(' '.join({'torch._dynamo', 'torch._inductor', 'sympy'} & set(sys.modules)))\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
 def test_saving_is_all_or_nothing(file, monkeypatch):

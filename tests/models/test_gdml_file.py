@@ -154,7 +154,8 @@ def test_a_file_that_the_memory_does_not_hold_is_not_read(tmp_path: Path, monkey
 
 def test_where_it_cannot_be_used(tmp_path: Path) -> None:
     path = gdml_models.write(tmp_path / "w.npz")
-    with pytest.raises(ModelFileError, match=r"which dpserver serves \(dpserver --model \S+\) and shows \(dpserver info\)"):
+    told = r"which dpserver serves \(dpserver --model \S+\) and shows \(dpserver info\)"
+    with pytest.raises(ModelFileError, match=told):
         refuse(path)
     (tmp_path / "w.pt").write_bytes(b"PK")
     refuse(tmp_path / "w.pt")

@@ -16,6 +16,8 @@ from dpserver import neighbors
 from dpserver.errors import StructureError
 from dpserver.frames import Frames
 from dpserver.neighbors.cache import ListCache, Neighbourhood, _List
+from dpserver.neighbors.keeping import Kept
+from dpserver.neighbors.rows import MOST_EDGES
 from tests import structures
 
 RCUT, SKIN = 3.0, 0.8
@@ -187,35 +189,65 @@ def test_what_was_used_of_late_is_looked_at_before_what_is_of_the_past(monkeypat
         mine.find(structures.moved(frame, np.full(frame.positions.shape, 3.0 + 2.0 * k)))
     assert mine.n_built == 20
     assert [len(known) for known in mine._lists.values()] == [20]
-    looks: list[object] = []
-    compare = _List.compare
-    monkeypatch.setattr(_List, "compare", lambda *args: looks.append(args) or compare(*args))
+    looks = looks_at(_List, monkeypatch)
     mine.find(ours)
     mine.find(structures.moved(frame, np.full(frame.positions.shape, 41.0)))
     assert mine.n_built == 20
     assert len(looks) <= 4
 
 
+@pytest.mark.parametrize("cells", ["none", "same", "different", "slabs"])
 def test_many_structures_of_the_same_atoms_are_not_all_compared_with_each_other(
-    monkeypatch: pytest.MonkeyPatch,
+    cells: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pairs of molecules in all orientations: none is near enough to another for its list, but for the first atom."""
-    rng, n = np.random.default_rng(6), 200
-    mine = cache()
-    atoms = rng.normal(0.0, 2.0, (n, 6, 3))
-    atoms[:, 0] = 0.0
-    types, none = np.array([0, 1, 1, 0, 1, 1]), np.zeros((3, 3))
-    frames = [Frames.single(x, types, none) for x in atoms]
-    looks: list[object] = []
-    compare = _List.compare
-    monkeypatch.setattr(_List, "compare", lambda *args: looks.append(args) or compare(*args))
-    mine.find(Frames.concatenate(frames))
+    mine, n, looks = cache(), 200, looks_at(_List, monkeypatch)
+    mine.find(orientations(n, cells))
     assert mine.n_built == n
     assert len(looks) < 3 * n
     looks.clear()
-    mine.find(Frames.concatenate(frames))
+    mine.find(orientations(n, cells))
     assert mine.n_built == n
     assert len(looks) == n
+    looks.clear()
+    mine.find(orientations(n, cells, seed=7))  # others, that find many lists to be held against
+    assert mine.n_built == 2 * n
+    assert len(looks) < 5 * n
+
+
+def orientations(n: int, cells: str, seed: int = 6) -> Frames:
+    """Structures of the same atoms, far from each other, whose cells differ by some thousandths if at all."""
+    rng = np.random.default_rng(seed)
+    atoms = rng.normal(0.0, 2.0, (n, 6, 3))
+    atoms[:, 0] = 0.0
+    pbc = {"none": (False, False, False), "slabs": (True, True, False)}.get(cells, (True, True, True))
+    changes = rng.uniform(-0.01, 0.01, (n, 3, 3)) if cells in ("different", "slabs") else np.zeros((n, 3, 3))
+    cell = np.where(np.array(pbc)[:, None], 7.0 * np.eye(3) + changes, 0.0)
+    types = np.array([0, 1, 1, 0, 1, 1])
+    return Frames.concatenate(Frames.single(x, types, h, pbc) for x, h in zip(atoms, cell, strict=True))
+
+
+def looks_at(lists: type[Kept[Any]], monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What grows by one whenever a frame is compared with one of these lists."""
+    looks: list[object] = []
+    compare = lists.compare
+    monkeypatch.setattr(lists, "compare", lambda *args: looks.append(args) or compare(*args))
+    return looks
+
+
+def test_beads_of_a_cell_that_changes_are_found_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under constant pressure: each is known at the first look, though its cell and all of its atoms have moved."""
+    rng, mine, frame = np.random.default_rng(8), cache(), structures.slab()
+    beads = structures.copies(frame, rng.normal(scale=0.8, size=(8, frame.n_atoms, 3)))
+    mine.find(beads)
+    looks = looks_at(_List, monkeypatch)
+    for step in range(1, 6):
+        order = rng.permutation(8)
+        shuffled = Frames.concatenate(beads[k] for k in order)
+        strain = 0.004 * step * np.array([[1, 0.2, 0], [0, -1, 0.3], [0, 0, 0]])
+        check(mine, structures.strained(shuffled, strain))
+    assert mine.n_built == 8
+    assert len(looks) <= 5 * 8 * 2
 
 
 def test_simulations_of_the_same_atoms_that_take_turns_keep_their_lists() -> None:
@@ -258,3 +290,42 @@ def test_a_list_that_will_soon_be_stale_is_made_anew_with_another_one_of_its_bat
     moved[one, 0] -= 1.01 * SKIN / 2 * 0.5
     check(mine, replace(frames, positions=moved))
     assert mine.n_built == built + n_made
+
+
+def test_lists_that_still_hold_serve_on_where_there_is_no_memory_for_new_ones() -> None:
+    room = [MOST_EDGES]
+    frames = Frames.concatenate([structures.cubic(), structures.triclinic(), structures.slab()])
+    mine = cache(room=lambda: room.pop() if len(room) > 1 else room[0])
+    mine.find(frames)
+    moved = frames.positions.copy()
+    one, *others = frames.offsets[:-1]
+    moved[one, 0] += 1.01 * SKIN / 2
+    moved[others, 0] += 0.8 * SKIN / 2
+    later = replace(frames, positions=moved)
+    room[:] = [0, MOST_EDGES]  # for one list more
+    check(mine, later)
+    assert mine.n_built == 4
+    kept = mine.find(later)
+    assert mine.find(later) is kept
+    moved[others, 0] += 0.3 * SKIN / 2
+    with pytest.raises(MemoryError):  # these cannot be done without
+        mine.find(replace(frames, positions=moved))
+    room[:] = [MOST_EDGES]
+    check(mine, replace(frames, positions=moved))
+    assert mine.n_built == 6
+
+
+def test_structures_that_share_a_list_get_one_each_when_it_is_made_anew() -> None:
+    mine, same = cache(), structures.triclinic()
+    mine.find(Frames.concatenate([same, same, structures.cubic()]))
+    assert mine.n_built == 2
+    frames = Frames.concatenate([same, same, structures.cubic()])
+    moved = frames.positions.copy()
+    one, two, three = frames.offsets[:-1]
+    moved[[one, two], 0] += np.array([0.9, -0.9]) * SKIN / 2
+    moved[three, 0] += 1.1 * SKIN / 2
+    check(mine, replace(frames, positions=moved))
+    assert mine.n_built == 5
+    check(mine, replace(frames, positions=moved))
+    assert mine.n_built == 5
+    assert sorted(len(known) for known in mine._lists.values()) == [1, 2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from dpserver import neighbors
 from dpserver.errors import StructureError
 from dpserver.frames import Frames
 from dpserver.neighbors import device_cache
-from dpserver.neighbors.device_cache import DeviceListCache, DeviceNeighbourhood
+from dpserver.neighbors.device_cache import DeviceListCache, DeviceNeighbourhood, _List
+from dpserver.neighbors.on_device import DeviceRows, build_on_device
 from tests import structures
-from tests.neighbors.test_cache import rows
+from tests.neighbors.test_cache import looks_at, orientations, rows
 
 RCUT, SKIN = 3.0, 0.8
 
@@ -117,6 +119,47 @@ def test_identical_beads_part() -> None:
     for _ in range(5):
         check(lists, frames)
         frames = structures.moved(frames, rng.normal(0, 0.2, frames.positions.shape))
+
+
+@pytest.mark.parametrize("cells", ["none", "same", "different", "slabs"])
+def test_many_structures_of_the_same_atoms_are_not_all_compared_with_each_other(
+    cells: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lists, n, looks = cache(), 60, looks_at(_List, monkeypatch)
+    lists.find(orientations(n, cells))
+    lists.find(orientations(n, cells, seed=7))
+    assert lists.n_built == 2 * n
+    assert len(looks) < 5 * n
+    looks.clear()
+    lists.find(orientations(n, cells, seed=7))
+    assert lists.n_built == 2 * n
+    assert len(looks) < 3 * n
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_lists_that_still_hold_serve_on_where_there_is_no_memory_for_new_ones(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lists, frames, most = cache(), beads(4), [4]
+
+    def build(frames: Frames, *args: Any) -> list[DeviceRows]:
+        if frames.n_frames > most[0]:
+            raise error("full")
+        return build_on_device(frames, *args)
+
+    monkeypatch.setattr(device_cache, "build_on_device", build)
+    lists.find(frames)
+    later = pushed(pushed(frames, 1, 0.8 * SKIN / 2), 3, 1.1 * SKIN / 2)
+    most[0] = 1
+    check(lists, later)
+    assert lists.n_built == 5
+    assert lists.find(later) is lists.find(later)
+    most[0] = 0
+    with pytest.raises(error):  # this one cannot be done without
+        lists.find(pushed(later, 2, 1.1 * SKIN / 2))
+    most[0] = 4
+    check(lists, pushed(later, 2, 1.1 * SKIN / 2))
+    assert lists.n_built == 7
 
 
 @pytest.mark.parametrize("limit", ["MAX_LISTS", "MAX_EDGES"])

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("numba")
 
 from dpserver.frames import Frames
-from dpserver.neighbors.motion import Snapshot
+from dpserver.neighbors.motion import Sightings, Snapshot
 from tests import structures
 
 RCUT, SKIN = 3.0, 0.8
@@ -58,3 +60,50 @@ def test_it_is_a_copy() -> None:
     frame.cell[0] *= 0.5
     assert not compare(snapshot, frame)[0]
     assert compare(snapshot, replace(frame, positions=snapshot.positions, cell=snapshot.cell[None])) == (True, 0.0)
+
+
+KINDS = (structures.triclinic, structures.slab, structures.wire, structures.cluster, structures.molecule)
+
+
+@pytest.mark.parametrize("make", KINDS)
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), strain=st.floats(0, 0.3), moves=st.floats(0, 0.8))
+def test_a_first_look_promises_no_less_than_a_second_one_finds(make, seed: int, strain: float, moves: float) -> None:
+    """A frame against many snapshots: whatever holds may hold, and some atom has moved no further than the farthest."""
+    rng, frame, sightings, limit = np.random.default_rng(seed), make(), Sightings(), 1.5 * SKIN
+
+    def changed() -> Frames:
+        deformed = structures.strained(frame, rng.uniform(0, strain) * rng.uniform(-1, 1, (3, 3)))
+        step = rng.uniform(0, moves) * rng.uniform(-1, 1, frame.positions.shape)
+        return structures.moved(deformed, step)
+
+    snapshots = [Snapshot.take(changed()) for _ in range(12)]
+    for place, snapshot in enumerate(snapshots):
+        sightings.put(snapshot, place)
+    snapshots[5] = Snapshot.take(frame)
+    sightings.put(snapshots[5], 5)
+    sightings.keep([0, *range(2, 12)])
+    del snapshots[1]
+    later = changed()
+    least, may_hold = sightings.compare(later, RCUT, RCUT + SKIN, limit)
+    assert len(least) == len(may_hold) == len(snapshots)
+    for k, snapshot in enumerate(snapshots):
+        holds, moved = compare(snapshot, later, limit)
+        assert may_hold[k] or not holds
+        assert least[k] <= moved * (1 + 1e-9) + 1e-20
+        if frame.n_atoms <= 8 and np.isfinite(moved):
+            assert least[k] == pytest.approx(moved, abs=1e-20)
+
+
+def test_a_first_look_sees_that_all_has_moved_with_the_cell_and_that_it_has_shrunk_too_far() -> None:
+    sightings, frame = Sightings(), structures.triclinic()
+    sightings.put(Snapshot.take(frame), 0)
+    for strain, expected in ((0.0, True), (0.9, True), (1.1, False)):
+        shrunk = structures.strained(frame, np.diag([-strain * SKIN / (RCUT + SKIN), 0.02, 0.0]))
+        moved, may_hold = sightings.compare(shrunk, RCUT, RCUT + SKIN, 1.0)
+        assert may_hold.tolist() == [expected]
+        assert moved == pytest.approx(0.0, abs=1e-20)
+    far = structures.moved(frame, np.full(frame.positions.shape, 1.0))
+    assert np.isinf(sightings.compare(far, RCUT, RCUT + SKIN, 1.0)[0]).all()
+    no_number = structures.moved(frame, np.full(frame.positions.shape, np.nan))
+    assert not sightings.compare(no_number, RCUT, RCUT + SKIN, 1.0)[1].any()

@@ -10,6 +10,7 @@ import numpy as np
 from dpserver.frames import ForceResult, Frames
 from dpserver.models.config import ElectrostaticsConfig, parse
 from dpserver.models.electrostatics import checked
+from dpserver.models.electrostatics_method import check_sums
 from dpserver.models.electrostatics_sum import ChargeSum
 from tests.ranks import Springs
 
@@ -44,6 +45,7 @@ class ChargedSprings(Springs):
 
     def check_wholes(self, frames: Frames) -> None:
         checked(self.config, frames, self.charges[frames.types])
+        check_sums(self.config, frames)
 
     def evaluate(self, frames: Frames) -> ForceResult:
         self.check_wholes(frames)

@@ -19,7 +19,9 @@ from dpserver.models.potential import Potential
 from dpserver.models.tensors import TensorModel
 from dpserver.parallel.meeting import Meeting
 from dpserver.parallel.pieces import Pieces
-from dpserver.parallel.plan import Decompose, Plan
+from dpserver.parallel.plan import Decompose, Plan, Sizes, Speeds
+from dpserver.parallel.ranked import RankedModel
+from dpserver.parallel.shares import Form
 from tests import structures
 from tests.models import test_electrostatics, test_tensors
 from tests.parallel.charged import ChargedSprings
@@ -184,17 +186,118 @@ def test_what_is_wrong_with_a_whole_is_said_before_it_is_cut():
         assert found.world.n_messages == n_messages
 
 
-def test_all_parts_refuse_a_cell_that_is_too_large():
-    """With as many threads as there happen to be, some of which would have taken it."""
+def refuses_a_huge_cell(found: RankedModel, lone: object) -> None:
+    """Before anything is sent, by one rule for all numbers of ranks and threads."""
     water = structures.water((2, 2, 2))
     huge = Frames.single(water.positions, water.types, 3e3 * np.eye(3))
+    message = r"^the charges of 24 atoms in a cell of 3000 × 3000 × 3000 Å would take a sum over .*"
+    agree(found.evaluate(water), lone.evaluate(water), 1e-11)
+    n_messages = found.world.n_messages
+    with pytest.raises(StructureError, match=message) as alone:
+        lone.evaluate(huge)
+    for batch in (huge, Frames.concatenate([water, huge])):
+        with pytest.raises(StructureError) as caught:
+            found.evaluate(batch)
+        assert str(caught.value) == str(alone.value)
+    assert found.world.n_messages == n_messages
+    agree(found.evaluate(water), lone.evaluate(water), 1e-11)
+
+
+def test_a_cell_that_is_too_large_is_refused_before_it_is_cut():
     models = [ChargedSprings(threads=1 + rank) for rank in range(3)]
     with ranked(models[0], 3, lambda rank, file: models[rank], decompose=Decompose.SPACE) as found:
-        with pytest.raises(StructureError, match=r"charges of 24 atoms in a cell of 3000 × 3000 × 3000 Å would take"):
-            found.evaluate(huge)
-        with pytest.raises(StructureError, match=r"frame 1: the charges of 24 atoms in a cell of 3000"):
-            found.evaluate(Frames.concatenate([water, huge]))
-        agree(found.evaluate(water), ChargedSprings().evaluate(water))
+        for threads in (1, 3):
+            refuses_a_huge_cell(found, ChargedSprings(threads=threads))
+
+
+def full_in(monkeypatch, who: int) -> list[int]:
+    """Let a rank run out of memory as it makes its share, as long as the list that is returned says so."""
+    make, is_full = Form.frames, [False]
+
+    def frames(form: Form, numbers, parts=None) -> Frames:
+        if is_full[0] and isinstance(parts, Meeting) and parts.number == who:
+            raise MemoryError("no room")
+        return make(form, numbers, parts)
+
+    monkeypatch.setattr(Form, "frames", frames)
+    return is_full
+
+
+@pytest.mark.parametrize("who", [0, 2])
+def test_a_share_that_there_is_no_room_for_leaves_all_in_step(monkeypatch, who):
+    is_full, frames = full_in(monkeypatch, who), structures.water((3, 2, 2))
+    with ranked(ChargedSprings(), 3, lambda rank, file: ChargedSprings(), decompose=Decompose.SPACE) as found:
+        for is_full[0] in (False, True, True, False):
+            if is_full[0]:
+                with pytest.raises(MemoryError, match="no room"):
+                    found.evaluate(frames)
+            else:
+                agree(found.evaluate(frames), ChargedSprings().evaluate(frames))
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), ZeroDivisionError("by 0")])
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_search_for_the_culprit_that_fails_leaves_all_in_step(who, error):
+    """It was refused, whichever structure it was."""
+    batch, is_on = Frames.concatenate(structures.water((3, 2, 2), seed=k) for k in range(3)), [True]
+
+    def mistake(frames: Frames) -> Exception | None:
+        return (StructureError("not these") if frames.n_frames > 1 else error) if is_on[0] else None
+
+    models = [ChargedSprings(mistakes=mistake if rank == who else None) for rank in range(2)]
+    with ranked(models[0], 2, lambda rank, file: models[rank], decompose=Decompose.SPACE) as found:
+        for is_on[0] in (True, True, False):
+            if is_on[0]:
+                with pytest.raises(StructureError, match=r"^not these$"):
+                    found.evaluate(batch)
+            else:
+                agree(found.evaluate(batch), ChargedSprings().evaluate(batch))
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_search_that_there_is_no_room_for_leaves_all_in_step(monkeypatch, who):
+    """The share cannot even be made a second time."""
+    is_full, frames = full_in(monkeypatch, who), structures.water((3, 2, 2))
+
+    def refuse(_: Frames) -> Exception:
+        is_full[0] = True
+        return StructureError("not this one")
+
+    models = [ChargedSprings(mistakes=refuse if rank == who else None) for rank in range(2)]
+    with ranked(models[0], 2, lambda rank, file: models[rank], decompose=Decompose.SPACE) as found:
+        for _ in range(2):
+            is_full[0] = False
+            with pytest.raises(StructureError, match=r"^not this one$"):
+                found.evaluate(frames)
+        is_full[0], models[who].mistakes = False, None
+        agree(found.evaluate(frames), ChargedSprings().evaluate(frames))
+
+
+@pytest.mark.parametrize("n_ranks", [2, 4])
+def test_all_ranks_warm_up_where_charges_have_to_add_up(n_ranks):
+    seen: list[int] = []
+
+    def count(frames: Frames) -> None:
+        seen.append(frames.n_atoms if frames.is_ghost is None else int((~frames.is_ghost).sum()))
+
+    models = [ChargedSprings(total_charge=0.0, late=count) for _ in range(n_ranks)]
+    with ranked(models[0], n_ranks, lambda rank, file: models[rank]) as found:
+        found.warm_up()
+        assert seen == [2] * n_ranks
+        agree(found.evaluate(BATCHES["one"]), models[0].evaluate(BATCHES["one"]))
+
+
+def test_structures_that_are_too_small_for_a_cut_are_dealt_out():
+    """Of atoms on two ranks each rank has as many, where neither can have a part."""
+    models = [ChargedSprings() for _ in range(2)]
+    atoms = Frames.concatenate(structures.atom(k % 2) for k in range(6))
+    with ranked(models[0], 2, lambda rank, file: models[rank], decompose=Decompose.SPACE) as found:
+        agree(found.evaluate(atoms), ChargedSprings().evaluate(atoms))
+        assert [model.n_evaluations for model in models] == [1, 1]
+        assert found.choice == "whole structures over 2 ranks"
+        big = structures.water((4, 3, 3))
+        found.evaluate(Frames.concatenate([big, structures.atom(0)]))
+        assert found.choice == "groups of 1 to 2 ranks for each structure, 2 ranks in all"
 
 
 def test_time_spent_waiting_is_not_that_of_a_part(monkeypatch):
@@ -208,15 +311,34 @@ def test_time_spent_waiting_is_not_that_of_a_part(monkeypatch):
     monkeypatch.setattr(Meeting, "close", wait_long)
     with ranked(ChargedSprings(), 2, lambda rank, file: ChargedSprings(), decompose=Decompose.SPACE) as found:
         monkeypatch.setattr(found._balance, "note", lambda frame, cut, seconds: seen.append(seconds))
-        assert found._speeds.meeting < 1e-3
-        for _ in range(2):
+        speeds = found._experience.speeds
+        for k in range(4):
+            assert speeds.greeting < 1e-3, k
             found.evaluate(frames)
-        assert found._speeds.meeting == pytest.approx(1e4 / frames.n_atoms)
+        assert speeds.greeting == pytest.approx(1e4)
         found._decompose = Decompose.AUTO
         found.evaluate(structures.water((4, 4, 3)))
         assert found.choice == "whole structures over 1 rank"
     for seconds in seen[:2]:
         assert seconds == pytest.approx([-1e4, -2e4], rel=0.1)
+
+
+def test_parts_that_meet_are_tried_again(monkeypatch):
+    """Slow meetings are no reason for ever: what was slow may be over, and a measurement costs a few evaluations."""
+    monkeypatch.setattr("dpserver.parallel.ranked.choose", by_greeting)
+    monkeypatch.setattr("dpserver.parallel.experience.Usual.note", lambda usual, seconds: 1.0)
+    atoms, parts = structures.water((2, 1, 1)), []
+    with ranked(ChargedSprings(), 2, lambda rank, file: ChargedSprings()) as found:
+        for _ in range(125):
+            found.evaluate(atoms)
+            parts.append("parts" in found.choice)
+    assert parts == [True] * 3 + [False] * 97 + [True] * 10 + [False] * 15
+
+
+def by_greeting(sizes: Sizes, n_ranks: int, speeds: Speeds, decompose: Decompose) -> Plan:
+    """In parts, unless it is known that they take long to meet."""
+    ranks = (0,) if speeds.greeting > 0.5 else tuple(range(n_ranks))
+    return Plan((ranks,) * len(sizes.counts), 1.0)
 
 
 def test_models_beside_charges_come_from_all_ranks():
@@ -261,7 +383,8 @@ def test_potentials_with_charges(level):
         for name in ("one", "triclinic", "droplet", "mixed", "ion"):
             now = moved(BATCHES[name], 1, 0.01)
             agree(found.evaluate(now), model.evaluate(now), 1e-11)
-        assert "in 2 parts" in found.choice
+            is_cut = "in 2 parts" in found.choice
+            assert is_cut or name not in ("one", "mixed"), name
 
 
 def test_a_committee_of_which_some_have_charges():
@@ -279,6 +402,18 @@ def test_a_committee_of_which_some_have_charges():
         result, expected = found.evaluate(frames), model.evaluate(frames)
         agree(result, expected, 1e-11)
         np.testing.assert_allclose(result.committee.forces, expected.committee.forces, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("make", [fast, lambda: accelerated(Committee([fast(1).without_charges(), fast(2)]))])
+def test_a_potential_refuses_a_cell_that_is_too_large_before_it_is_cut(make):
+    model, other = make(), make()
+    with ranked(model, 2, lambda rank, file: other, decompose=Decompose.SPACE) as found:
+        refuses_a_huge_cell(found, model)
+
+
+def accelerated(committee: Committee) -> Committee:
+    committee.accelerate(threads=1)
+    return committee
 
 
 def test_by_torch_charges_are_never_cut():

@@ -28,7 +28,7 @@ def meet(members: list[int], job: Callable[[Meeting], Any], size: int = 0) -> di
         meeting = Meeting(world.group(rank), members, patience(over.is_set))
         try:
             found[rank] = job(meeting)
-        except Exception as error:
+        except BaseException as error:
             found[rank] = error
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in members]
@@ -85,7 +85,7 @@ def test_whoever_fails_wherever_all_go_on_afterwards(size, n, failures):
 
     def job(meeting: Meeting) -> ForceResult:
         model = Failing(meeting, n, failures.get(meeting.number))
-        return evaluate(model, structures.atom(), meeting)
+        return evaluate(model, structures.atom, meeting)
 
     first = min((at for at, _ in failures.values()), default=n + 1)
     for rank, found in meet(list(range(size)), job).items():
@@ -107,7 +107,7 @@ def test_after_the_end_nothing_is_exchanged():
 
 def test_who_is_at_another_place_is_noticed():
     def job(meeting: Meeting) -> ForceResult:
-        return evaluate(Failing(meeting, 1 + meeting.number, None), structures.atom(), meeting)
+        return evaluate(Failing(meeting, 1 + meeting.number, None), structures.atom, meeting)
 
     for error in meet([0, 1], job).values():
         assert isinstance(error, MeetingLostError)
@@ -122,8 +122,41 @@ def test_a_rank_that_is_gone_is_no_refusal():
 
     meeting = Meeting(world.group(0), [0, 1], replace(patience(), check=check))
     with pytest.raises(MeetingLostError, match="rank 1 was killed") as caught:
-        evaluate(Failing(meeting, 1, None), structures.atom(), meeting)
+        evaluate(Failing(meeting, 1, None), structures.atom, meeting)
     assert isinstance(caught.value.cause, DeviceError)
+
+
+def test_who_cannot_even_make_its_share_tells_the_others():
+    def job(meeting: Meeting) -> ForceResult:
+        def share() -> Frames:
+            if meeting.number == 1:
+                raise MemoryError("no room")
+            return structures.atom()
+
+        return evaluate(Failing(meeting, 1, None), share, meeting)
+
+    found = meet([0, 1, 2], job)
+    assert isinstance(found.pop(1), MemoryError)
+    assert all(isinstance(error, AbandonedError) for error in found.values())
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_interrupted_it_says_nothing_more(n):
+    """Neither in the middle of an exchange nor at the end: who has not heard the others out is out of step."""
+    world = World(2)
+
+    def check() -> None:
+        raise KeyboardInterrupt
+
+    meeting = Meeting(world.group(0), [0, 1], replace(patience(), check=check))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Failing(meeting, n, None), structures.atom, meeting)
+    assert isinstance(meeting.failure, KeyboardInterrupt)
+    n_messages = world.n_messages
+    meeting.close(is_good=False)
+    with pytest.raises(AbandonedError):
+        add_up(meeting, np.ones(1))
+    assert world.n_messages == n_messages == 1
 
 
 def test_waiting_is_no_work():

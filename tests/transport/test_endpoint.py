@@ -4,7 +4,7 @@ import pytest
 
 from dpserver.errors import ConfigError
 from dpserver.transport import InetEndpoint, ShmEndpoint, UnixEndpoint, parse_endpoint
-from dpserver.transport.endpoint import inet_endpoint, shm_endpoint, unix_endpoint
+from dpserver.transport.endpoint import addresses_at_hand, inet_endpoint, shm_endpoint, unix_endpoint
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,11 @@ def test_addresses():
     assert unix_endpoint("water").resolve()[0].target == "/tmp/ipi_water"
     assert shm_endpoint("water").resolve() == unix_endpoint("water").resolve()
     assert ("127.0.0.1", 31415) in [a.target for a in inet_endpoint("localhost", 31415).resolve()]
+
+
+def test_addresses_at_hand_are_those_that_no_other_machine_is_asked_for():
+    for text in ("inet:localhost:31415", "inet:127.0.0.1:31415", "inet:[::1]:31415", "unix:/tmp/ipi_water"):
+        endpoint, _ = parse_endpoint(text)
+        assert addresses_at_hand(str(endpoint)) == frozenset(endpoint.resolve())
+    for text in ("inet:node7:31415", "inet:node7", "unix:/tmp/ipi_water@b", "nothing"):
+        assert addresses_at_hand(text) == frozenset()

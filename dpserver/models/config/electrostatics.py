@@ -77,7 +77,8 @@ class ElectrostaticsConfig(Section):
     def check_types(self, type_map: Sequence[str]) -> None:
         """Raise where the charges are not those of the species."""
         missing = [name for name in type_map if name not in self.charges]
-        unknown = [name for name in self.charges if name not in type_map]
+        known = frozenset(type_map)
+        unknown = [name for name in self.charges if name not in known]
         if missing or unknown:
             found = f"lacks {', '.join(missing)}" if missing else f"names {', '.join(unknown)}"
             raise complain("electrostatics.charges", f"{found}; it needs the charge of each species of type_map")
