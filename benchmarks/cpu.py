@@ -33,7 +33,7 @@ from structures import ROOT, WATER, tiles_of, water
 from dpserver.bench import Timing, ceiling, measure, stages
 from dpserver.frames import Frames
 from dpserver.models import checkpoint
-from dpserver.models.compiled import SKIN
+from dpserver.models.accelerated import SKIN
 from dpserver.models.config import ModelConfig, parse
 from dpserver.models.potential import Potential
 from dpserver.neighbors.rows import build_rows

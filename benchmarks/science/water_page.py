@@ -165,6 +165,11 @@ i-PI moves 64 molecules through the daemon (stochastic velocity rescaling; PILE-
 beside the 400 DFT frames of the data. The first tenth of each run is left out. The repository of the data names neither
 functional nor temperature; they are frames of classical nuclei. Neighbours in the angles O–O–O are those within the
 radius in which an O has 4 neighbours on average in the DFT frames.
+
+A model that has learnt from 320 frames has no idea of atoms that are much closer than in any of them, and may fall into
+a hole of its energy there. On 2026-11-21 the run at 330 K ended so: after 14 ps two O were 1.1 Å apart, and the energy
+fell by 200 eV until the daemon refused the structure for its number of neighbours; the reference path has the same
+energies to 1 meV. The run at 300 K went through. For long runs take more data, or a repulsion beside the network.
 """
     if reference is None or not liquids:
         return intro + "\n" + origin(None)
