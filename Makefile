@@ -10,7 +10,7 @@ VENV   := .venv
 PEER   := .venv-peer
 BIN    := $(VENV)/bin
 
-.PHONY: help venv demo test test-peers chaos bench bench-peers science gpu lint format docs clean
+.PHONY: help venv demo test test-peers chaos bench bench-peers science gpu gpu-packages lint format docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo 'make test-peers  the tests beside DeePMD-kit; installs it into $(PEER), some GB'
 	@echo 'make chaos   long runs of faults and of the protocol, about twenty minutes; prints its seed'
 	@echo 'make gpu     compare and time the GPU path with the python3 of this machine, its torch and its CUDA; minutes'
+	@echo 'make gpu-packages  fetch what such a machine may lack, to be run where there is a network; GPU_PYTHON=3.12'
 	@echo 'make bench   time the CPU path, a wave of beads and steps of i-PI; adds to benchmarks/results, half an hour'
 	@echo 'make science  reproduce what the method claims, a working day; science-water and other parts alone; QUICK=1'
 	@echo 'make bench-peers MODEL=model.dp  time the same weights beside DeePMD-kit and LAMMPS, found by DPSERVER_PEER and'
@@ -45,6 +46,19 @@ chaos: $(VENV)/ready
 
 gpu:
 	PYTHONPATH=. $(or $(PYTHON),python3) benchmarks/gpu.py
+
+# Wheels of Linux on x86_64 for the Python of a machine with a GPU; its own torch, triton and numpy are taken as they are.
+# numba has to fit its numpy: where it is missing, name it with what it needs, GPU_MORE='numba llvmlite'.
+GPU_PYTHON ?= 3.12
+GPU_MORE ?=
+GPU_PIP := -m pip install --disable-pip-version-check --no-warn-conflicts -c constraints.txt --target .gpu/packages \
+    --only-binary=:all: --python-version $(GPU_PYTHON) --implementation cp --platform manylinux_2_28_x86_64 \
+    --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64
+
+gpu-packages:
+	rm -rf .gpu/packages
+	$(or $(PYTHON),python3) $(GPU_PIP) pydantic
+	$(or $(PYTHON),python3) $(GPU_PIP) --no-deps vesin $(GPU_MORE)
 
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/cpu.py
@@ -78,7 +92,7 @@ docs: $(VENV)/ready-docs
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) $(PEER) site demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(PEER) .gpu site demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	@set -eu; \

@@ -25,11 +25,11 @@ All contestants of a size are started and warmed up; then they take turns, A B C
 steps as fit in two seconds, 40 at most, ours at least 20 (10 of the largest structure) and LAMMPS at least 5; `dp_ipi`
 and `DeepPot.eval` as many as fit in half a second, 10 at most. A sample is the mean over the steps of a turn, a figure
 the median of the samples. The socket counts where there is one. Who has no turn sleeps, and the ranks of LAMMPS, which
-would not, are stopped; those of our daemon are not, and take 2 to 4 % of a core from whoever is timed.
+would not, are stopped; those of our daemon are not, and take 3 to 5 % of a core from whoever is timed.
 
 98,304 atoms are evaluated by dpserver alone. Appends a record to benchmarks/results/peers.json, draws
-docs/images/peers.png and puts the tables into docs/performance.md (`peers_report.py` does these two again). Let the
-machine be quiet; it takes 20 minutes, and 20 GB, as everybody is there at once.
+docs/images/peers.png and puts the tables into docs/performance.md and README.md (`peers_report.py` does these again).
+Let the machine be quiet; it takes half an hour, and 20 GB, as everybody is there at once.
 """
 
 from __future__ import annotations

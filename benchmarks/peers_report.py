@@ -2,7 +2,8 @@
 
     python benchmarks/peers_report.py [peers.json] [--publish]
 
-prints the tables of the last record; `--publish` puts them into docs/performance.md and draws docs/images/peers.png.
+prints the tables of the last record; `--publish` puts them into docs/performance.md, a short one into README.md, and
+draws docs/images/peers.png.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "performance.md"
+PAGE, README = ROOT / "docs" / "performance.md", ROOT / "README.md"
 BEGIN, END = "<!-- peers.py: begin -->", "<!-- peers.py: end -->"
 Record = Mapping[str, Any]
 
@@ -127,17 +128,46 @@ def markdown(record: Record) -> str:
     return "\n\n".join(text for part in parts if (text := "\n".join(part)))
 
 
-def publish(record: Record, page: Path = PAGE) -> None:
+def headline(record: Record) -> str:
+    """The short table of README.md: the smallest and the largest size, and beads, beside DeePMD-kit's codes."""
+    ranks, rows = counted(record["cores"], "rank"), []
+    known = [size for size, found in record["atoms"].items() if best(found, "dp_ipi") is not None]
+    for size in dict.fromkeys(known[:1] + known[-1:]):
+        found = record["atoms"][size]
+        mine = [figure(found, f"dpserver {precision}") for precision in ("double", "mixed")]
+        rows.append((f"{int(size):,} atoms, µs per atom", *mine, best(found, "dp_ipi"), "`dp_ipi`"))
+        if size == known[-1]:
+            rows.append(("the same", *mine, figure(found, f"LAMMPS, {ranks}"), f"LAMMPS, {ranks}"))
+    if beads := record.get("beads"):
+        step = 1e-3 * 192 * record["n_beads"]
+        n = record["cores"]
+        names = ("dpserver double, native batch", "dpserver mixed, native batch", f"{n} dp_ipi")
+        times = [None if (value := figure(beads, name)) is None else step * value for name in names]
+        rows.append((f"{record['n_beads']} beads of 192 atoms, ms per step", *times, f"{n} `dp_ipi`"))
+    lines = ["| | dpserver, double | dpserver, mixed | DeePMD-kit |", "|---|---|---|---|"]
+    for what, double, mixed, theirs, name in rows:
+        if theirs is not None:
+            ours = " | ".join("" if value is None else _short(value) for value in (double, mixed))
+            lines.append(f"| {what} | {ours} | {_short(theirs)} ({name}) |")
+    return "\n".join([*lines, "", f"{record.get('machine', 'This machine')}, {record.get('date', 'today')}."])
+
+
+def publish(record: Record, page: Path = PAGE, readme: Path = README) -> None:
     """Put tables and plot into the documentation, between the marks there."""
+    picture = page.parent / "images" / "peers.png"
+    draw(record, picture)
+    link = f"![µs per atom over the number of atoms](images/{picture.name})"
+    _put(page, f"{markdown(record)}\n\n{link}")
+    _put(readme, headline(record))
+
+
+def _put(page: Path, tables: str) -> None:
     text = page.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{page} has no lines {BEGIN} and {END}; put them where the tables are to be")
-    picture = page.parent / "images" / "peers.png"
-    draw(record, picture)
-    link = f"![µs per atom over the number of atoms](images/{picture.name})"
-    page.write_text(f"{before}{BEGIN}\n{markdown(record)}\n\n{link}\n{END}{after}", encoding="utf-8")
+    page.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}", encoding="utf-8")
 
 
 def _times(record: Record) -> Iterator[str]:

@@ -111,6 +111,11 @@ class EvaluationContract:
             assert_close(together, alone.energy, alone.forces, alone.virial)
             np.testing.assert_allclose(together.atom_energy, alone.atom_energy, rtol=0, atol=EXACT.energy)
 
+    def test_batch_without_structures(self) -> None:
+        result = self.potential().evaluate(self.frames().part(0, 0))
+        assert (result.energy.shape, result.virial.shape) == ((0,), (0, 3, 3))
+        assert (result.forces.shape, result.atom_energy.shape, result.frame_idx.shape) == ((0, 3), (0,), (0,))
+
     def test_parts_with_ghosts_sum_to_the_whole(self) -> None:
         """Each atom's energy belongs to one part; in the others it is a ghost, which only has forces on it."""
         potential, frames = self.potential(), self.frames()

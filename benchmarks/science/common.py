@@ -429,7 +429,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     if not rows:
         return ""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n"
+    return "\n".join("| " + " | ".join(str(cell).replace("|", r"\|") for cell in line) + " |" for line in lines) + "\n"
 
 
 def number(value: float | None, digits: int = 3, error: float | None = None) -> str:

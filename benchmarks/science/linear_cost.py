@@ -214,6 +214,12 @@ def _picture(known: dict[str, list[Record]]) -> str:
     return save_figure(figure, "linear_cost")
 
 
+def answered(found: dict[str, Record]) -> dict[str, str]:
+    """How the daemon has answered for each model; empty where it has not."""
+    record = found.get("served")
+    return {"`w.pt`": "" if record is None else f"a structure of {record['settings']['n_atoms']:,} atoms"}
+
+
 def claims(found: dict[str, Record]) -> list[Claim]:
     """Lines of the index."""
     text = "The cost is linear in the number of atoms"

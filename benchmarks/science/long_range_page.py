@@ -38,6 +38,7 @@ clusters of 1 to 8 molecules; the second has the teacher's charges beside it, as
 networks: what is to be reproduced is where a model of short range fails and where it does not, not their numbers.
 """,
         "## Frames that neither has seen\n",
+        _training(found),
         _errors(found),
         origin(*(found.get(f"train_{name}") for name in _NAMES)),
         "## Two molecules\n",
@@ -48,9 +49,22 @@ networks: what is to be reproduced is where a model of short range fails and whe
         "## The liquid\n",
         _liquid(found),
         "## What it costs\n",
-        _cost(found.get("cost")),
+        _cost(found.get("cost"), found.get("served_surroundings")),
     ]
     return "\n".join(text)
+
+
+def _training(found: dict[str, Record]) -> str:
+    """What the models were trained on."""
+    record, frames = found.get("train_charges"), found.get("frames")
+    if record is None or frames is None:
+        return ""
+    counts = {name: n for name, n in frames["n_frames"].items() if not name.startswith("test_")}
+    liquid = sum(n for name, n in counts.items() if name.startswith("liquid"))
+    return (
+        f"{record['settings']['steps']:,} steps on {liquid:,} frames of the liquid (64 molecules) and "
+        f"{sum(counts.values()) - liquid:,} of clusters; errors on frames of other dynamics:\n"
+    )
 
 
 def _errors(found: dict[str, Record]) -> str:
@@ -60,7 +74,7 @@ def _errors(found: dict[str, Record]) -> str:
             continue
         for system, errors in (
             ("liquid", record["liquid"]),
-            *((f"{n} molecules", e) for n, e in record["clusters"].items()),
+            *((f"{n} molecule{'s' if int(n) > 1 else ''}", e) for n, e in record["clusters"].items()),
         ):
             rows.append((words, system, number(errors["energy_rmse"]), number(errors["force_rmse"])))
     return table(("model", "frames", "energy RMSE, meV/atom", "force RMSE, meV/Å"), rows)
@@ -142,7 +156,17 @@ def _liquid(found: dict[str, Record]) -> str:
     )
 
 
-def _cost(record: Record | None) -> str:
+def _by_surroundings(served: Record | None) -> str:
+    """That the daemon answers for the model that is only timed here."""
+    if served is None:
+        return ""
+    return (
+        f"\nThrough a daemon, forces of the model with charges by surroundings on {served['n_atoms']} atoms differ "
+        f"from those in the same process by at most {number(served['largest_force_difference'])} eV/Å.\n"
+    )
+
+
+def _cost(record: Record | None, served: Record | None) -> str:
     if record is None:
         return origin(None)
     rows = [
@@ -158,7 +182,7 @@ def _cost(record: Record | None) -> str:
         + table(("atoms", _NAMES["short_range"], _NAMES["charges"], "charges by surroundings", "ratio"), rows)
         + "\nThe ratio is that with fixed charges and without. Charges by surroundings are those of a model after one "
         f"step of training. The paper reports a ratio of {_PAPER_COST:.0f}. The network here is small, which makes the "
-        "share of the charges large.\n\n" + origin(record)
+        "share of the charges large.\n\n" + origin(record) + _by_surroundings(served)
     )
 
 
@@ -188,6 +212,17 @@ def _picture(found: dict[str, Record], pairs: dict[str, Record]) -> str:
 def _curve(panel: Any, record: Record, colour: str, label: str) -> None:
     g = np.array(record["g_OO"])
     panel.plot((np.arange(len(g)) + 0.5) * record["bin"], g, color=colour, lw=1, label=label)
+
+
+def answered(found: dict[str, Record]) -> dict[str, str]:
+    """How the daemon has answered for each model; empty where it has not."""
+    lines = {}
+    for name, words in _NAMES.items():
+        ways = {"pairs": "two molecules at several distances", "liquid": "i-PI's dynamics of the liquid"}
+        lines[words] = " and ".join(how for record, how in ways.items() if f"{record}_{name}" in found)
+    record = found.get("served_surroundings")
+    lines["charges by surroundings"] = "" if record is None else f"a liquid of {record['n_atoms']} atoms"
+    return lines
 
 
 def claims(found: dict[str, Record]) -> list[Claim]:
@@ -220,10 +255,13 @@ def _condensed(found: dict[str, Record]) -> Claim:
     if teacher is None or short is None or far is None:
         return Claim(text, NOT_MEASURED)
     a, b = deviation(teacher, short), deviation(teacher, far)
+    halves = teacher["halves"]
+    own = deviation({**halves[0], "bin": teacher["bin"]}, halves[1])
     return Claim(
         text,
-        f"∫|Δg_OO| dr: {a:.3f} Å without, {b:.3f} Å with charges",
+        f"∫|Δg_OO| dr: {a:.3f} Å without, {b:.3f} Å with charges; {own:.3f} Å between two runs of the teacher",
         f"{number(short['length_ps'])} ps each" + quick_note(teacher, short, far),
+        holds(a <= own, teacher, short, far),
     )
 
 

@@ -250,6 +250,18 @@ training.
     return "\n".join([*text, _PAPERS])
 
 
+def answered(found: dict[str, Record]) -> dict[str, str]:
+    """How the daemon has answered for each model; empty where it has not."""
+    return {
+        words: ", ".join(
+            f"{_NAMES[molecule]}, {found[name]['tested']:,} frames"
+            for molecule in _NAMES
+            if (name := f"{molecule}_{kind}") in found
+        )
+        for kind, words in _ROWS.items()
+    }
+
+
 def claims(found: dict[str, Record]) -> list[Claim]:
     """Lines of the index."""
     lines = []

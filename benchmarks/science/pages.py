@@ -14,8 +14,9 @@ _INTRODUCTION: Final = """# The science
 
 What the method promises, and what is said against it, each by an experiment that anyone can run again: `make science`
 for all, `make science-water` for one part, `python -m benchmarks.science water --help` for its lengths. Parts go on
-where they were interrupted. Dynamics with a model is i-PI's, through the daemon, which answers for every model at least
-once; only the teacher of the long range moves its own molecules, without i-PI.
+where they were interrupted. All settings of a measurement, seeds and lengths among them, lie beside its numbers in the
+results. Dynamics with a model is i-PI's, through the daemon; only the teacher of the long range moves its own
+molecules. Below each table stands for which models the daemon has answered.
 
 The method: L. Zhang, J. Han, H. Wang, R. Car and W. E, *Phys. Rev. Lett.* **120**, 143001 (2018), here "the paper": ab
 initio accuracy for water, slightly better than GDML for molecules, linear cost. What is said against it: the energy is
@@ -38,20 +39,25 @@ def write(parts: Mapping[str, Any], folder: Path = PAGES, results: Path = RESULT
     for part, module in parts.items():
         name = module.__name__.rpartition(".")[2]
         found = load_records(name, results)
-        (folder / f"{name}.md").write_text(_page(part, name, module, found), encoding="utf-8")
-        index += [f"## [{module.TITLE}]({name}.md)\n", _claims(module.claims(found)), _command(part, name)]
+        text = [NOTE, f"# {module.TITLE}\n", _command(part, name, results), _answered(module.answered(found))]
+        (folder / f"{name}.md").write_text("\n".join([*text, module.page(found).rstrip() + "\n"]), encoding="utf-8")
+        index += [f"## [{module.TITLE}]({name}.md)\n", _claims(module.claims(found)), _command(part, name, results)]
+        index += [_answered(module.answered(found))]
     (folder / "index.md").write_text("\n".join(index), encoding="utf-8")
 
 
-def _page(part: str, name: str, module: Any, found: Mapping[str, Any]) -> str:
-    return "\n".join([NOTE, f"# {module.TITLE}\n", _command(part, name), module.page(found).rstrip() + "\n"])
+def _command(part: str, name: str, results: Path) -> str:
+    script, found = f"benchmarks/science/{name}.py", f"benchmarks/results/science/{name}.json"
+    kept = f"[`{found}`](../../{found})" if (results / f"{name}.json").exists() else "none yet"
+    return f"`make science-{part}`; script [`{script}`](../../{script}), results {kept}.\n"
 
 
-def _command(part: str, name: str) -> str:
-    return (
-        f"`make science-{part}`; script `benchmarks/science/{name}.py`, "
-        f"results `benchmarks/results/science/{name}.json`.\n"
-    )
+def _answered(models: Mapping[str, str]) -> str:
+    """A line that says for which models the daemon has answered, and for which it has not."""
+    known = "; ".join(f"{model} – {how}" for model, how in models.items() if how)
+    missing = ", ".join(model for model, how in models.items() if not how)
+    left = f" Not yet through the daemon: **{missing}**." if missing else ""
+    return f"Answered by the daemon: {known or 'none'}.{left}\n"
 
 
 def _claims(claims: list[Claim]) -> str:

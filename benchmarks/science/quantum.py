@@ -247,10 +247,11 @@ steps of 0.25 fs, all beads as a native batch). The exact energy is that of the 
 beads, (kT/2) Σ ω²/(ω_k² + ω²), so that nothing is left but sampling and the time step.
 """,
         table(
-            ("beads", "kinetic energy (centroid virial), meV", "potential energy, meV", "exact for as many beads",
-             "deviation"),
+            ("beads", "length, ps", "kinetic energy (centroid virial), meV", "potential energy, meV",
+             "exact for as many beads", "deviation"),
             [
-                (r["settings"]["beads"], number(r["kinetic_mev"], 4, r["kinetic_error"]),
+                (r["settings"]["beads"], number(1e-3 * r["settings"]["steps"] * r["settings"]["timestep_fs"]),
+                 number(r["kinetic_mev"], 4, r["kinetic_error"]),
                  number(r["potential_mev"], 4, r["potential_error"]), f"{r['exact_mev']:.3f}",
                  f"{100 * (r['kinetic_mev'] / r['exact_mev'] - 1):+.2f} %")
                 for r in oscillator
@@ -338,6 +339,14 @@ def _points(axes: Any, records: list[Record], name: str, marks: str, **style: st
     axes.errorbar(beads, values, errors, fmt=marks, ms=3.5, **style)
 
 
+def answered(found: dict[str, Record]) -> dict[str, str]:
+    """How the daemon has answered for each model; empty where it has not."""
+    oscillator, water = _named(found, "oscillator_"), _named(found, "water_")
+    ways = len(_WAYS) if "ways" in found else 0
+    runs = {"the table of the oscillators": len(oscillator), "`w.pt`": len(water) + ways}
+    return {model: f"{n} dynamics of i-PI" if n else "" for model, n in runs.items()}
+
+
 def claims(found: dict[str, Record]) -> list[Claim]:
     """Lines of the index."""
     oscillator, water, ways = _named(found, "oscillator_"), _named(found, "water_"), found.get("ways")
@@ -345,13 +354,14 @@ def claims(found: dict[str, Record]) -> list[Claim]:
     sampled = [r for r in oscillator if r["kinetic_error"] > 1e-6 * abs(r["kinetic_mev"])]
     worst = max((abs(r["kinetic_mev"] - r["exact_mev"]) / r["kinetic_error"] for r in sampled), default=None)
     relative = max((abs(r["kinetic_mev"] / r["exact_mev"] - 1) for r in oscillator), default=None)
-    last = water[-1] if water else None
+    beads = ", ".join(str(r["settings"]["beads"]) for r in oscillator)
     return [
         Claim(
             "Path integrals through the daemon give the exact kinetic energy of a harmonic oscillator with P beads",
             NOT_MEASURED
             if relative is None
-            else f"within {100 * relative:.2f} %" + ("" if worst is None else f", at most {worst:.1f} standard errors"),
+            else f"P = {beads}: within {100 * relative:.2f} %"
+            + ("" if worst is None else f", at most {worst:.1f} standard errors"),
             "βħω = 16.8, as an O–H bond has; sampling and a time step of 0.25 fs are what is left"
             + quick_note(*oscillator),
             None if worst is None else holds(worst < 4, *oscillator),
@@ -359,8 +369,11 @@ def claims(found: dict[str, Record]) -> list[Claim]:
         Claim(
             "The quantum kinetic energy of H in water converges with the beads",
             NOT_MEASURED
-            if last is None
-            else f"{number(last['kinetic_H_mev'], 4, last['kinetic_H_error'])} meV, {last['settings']['beads']} beads",
+            if not water
+            else ", ".join(
+                f"{number(r['kinetic_H_mev'], 4, r['kinetic_H_error'])} meV with {r['settings']['beads']} beads"
+                for r in water[-2:]
+            ),
             "the model saw classical nuclei only; this is its own value, not water's" + quick_note(*water),
         ),
         Claim(

@@ -45,6 +45,7 @@ _REACH: Final = 2e-4  # Å that an atom moves to either side of an event
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Lengths and models."""
     parser.add_argument("--length", type=float, default=25.0, help="of each dynamics, ps [25]")
+    parser.add_argument("--dynamics-seed", type=int, default=31415, help="of all dynamics [31415]")
     parser.add_argument("--loc-frame", type=Path, help="a model [the one that the part water trains]")
     parser.add_argument(
         "--loc-frame-steps",
@@ -78,7 +79,9 @@ def run(experiment: Experiment, options: argparse.Namespace) -> None:
         measure(f"path_{descriptor}", {"seed": 0, "points": points, "path_rms_angstrom": 0.05}, path)
     length = experiment.pick(options.length, 0.05)
     for descriptor, timestep, precision in runs():
-        settings = {"seed": 31415, "descriptor": descriptor, "timestep_fs": timestep, "precision": precision}
+        settings = {
+            "seed": options.dynamics_seed, "descriptor": descriptor, "timestep_fs": timestep, "precision": precision,
+        }  # fmt: skip
         # The jumps of loc_frame heat the liquid by hundreds of K in each ps.
         mine = length if descriptor == "se_e2_a" else min(length, _LONGEST_ROUGH)
         measure(f"nve_{descriptor}_{precision}_{timestep}", {**settings, "length_ps": mine, "left_out": 0.1}, drift)
@@ -337,6 +340,11 @@ def drift(folder: Path, model: Path, settings: Record) -> dict[str, Any]:
 def page(found: dict[str, Record]) -> str:
     """The page."""
     return smoothness_page.page(found)
+
+
+def answered(found: dict[str, Record]) -> dict[str, str]:
+    """How the daemon has answered for each model."""
+    return smoothness_page.answered(found)
 
 
 def claims(found: dict[str, Record]) -> list[Claim]:

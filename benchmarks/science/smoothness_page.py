@@ -186,6 +186,12 @@ def _drift_picture(records: list[Record]) -> str:
 # The index.
 
 
+def answered(found: dict[str, Record]) -> dict[str, str]:
+    """How the daemon has answered for each model; empty where it has not."""
+    counts = {d: sum(r["settings"]["descriptor"] == d for r in _runs(found)) for d in _COLOURS}
+    return {d: f"{n} dynamics of i-PI" if n else "" for d, n in counts.items()}
+
+
 def claims(found: dict[str, Record]) -> list[Claim]:
     """Lines of the index."""
     return [_smooth_claim(found), _rough_claim(found), _drift_claim(found), _order_claim(found)]
@@ -232,14 +238,15 @@ def _drift_claim(found: dict[str, Record]) -> Claim:
         else f"; loc_frame {number(rough['drift_mev_per_atom_ns'], 3, rough['drift_standard_error'])}"
     )
     # Too short a run tells nothing: the limit must lie outside the error.
-    is_certain = record["drift_standard_error"] < LIMIT / 2 and not record["is_quick"]
+    drift, error = abs(record["drift_mev_per_atom_ns"]), record["drift_standard_error"]
+    is_certain = (error < LIMIT / 2 or drift - LIMIT > 3 * error) and not record["is_quick"]
     return Claim(
         text,
         f"{result}{beside}",
         f"{record['settings']['length_ps']} ps"
         + ("" if is_certain else ", too short to tell")
         + quick_note(*(r for r in (record, rough) if r)),
-        abs(record["drift_mev_per_atom_ns"]) <= LIMIT if is_certain else None,
+        drift <= LIMIT if is_certain else None,
     )
 
 

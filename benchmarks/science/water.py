@@ -56,6 +56,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dynamics-steps", type=int, default=40_000, help="of 0.5 fs, classical [40000]")
     parser.add_argument("--beads-steps", type=int, default=10_000, help="of 0.5 fs, with 8 beads [10000]")
     parser.add_argument("--loc-frame-steps", type=int, default=10_000, help="of 0.5 fs, with loc_frame [10000]")
+    parser.add_argument("--dynamics-seed", type=int, default=31415, help="of all dynamics [31415]")
     parser.add_argument("--model", type=Path, default=WATER / "w.pt", help="of the dynamics [examples/water/w.pt]")
 
 
@@ -100,7 +101,7 @@ def measure_liquids(experiment: Experiment, options: argparse.Namespace, folder:
         if name.endswith("loc_frame"):
             model = rough_model(experiment, experiment.pick(options.long_steps, 20), options.seed, options.threads)
         settings = {
-            "seed": 31415, **common.identity(model), "temperature_k": temperature, "beads": beads,
+            "seed": options.dynamics_seed, **common.identity(model), "temperature_k": temperature, "beads": beads,
             "steps": experiment.pick(length, 200), "timestep_fs": 0.5,
         }  # fmt: skip
         experiment.measure(name, settings, partial(liquid, model=model, settings=settings, data=folder))
@@ -346,6 +347,11 @@ def _energy_of_frames(model: Path, data: Path) -> float:
 def page(found: dict[str, Record]) -> str:
     """The page."""
     return water_page.page(found)
+
+
+def answered(found: dict[str, Record]) -> dict[str, str]:
+    """How the daemon has answered for each model."""
+    return water_page.answered(found)
 
 
 def claims(found: dict[str, Record]) -> list[Claim]:

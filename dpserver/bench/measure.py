@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from dpserver.bench.structures import moving
+from dpserver.engine.runner import is_out_of_memory
+from dpserver.errors import DeviceError
 from dpserver.frames import Frames
 from dpserver.models.committee import Committee
 from dpserver.models.potential import Potential
@@ -59,16 +61,23 @@ def measure(model: Potential | Committee, frames: Frames, repeats: int) -> Timin
 
     Raises:
         StructureError: the model refuses the structures.
+        DeviceError: there is no memory for them.
     """
-    step, times = moving(frames), []
-    for _ in range(_UNCOUNTED):
-        model.evaluate(step())
-    for _ in range(repeats):
-        structures = step()
-        start = time.perf_counter()
-        model.evaluate(structures)
-        times.append(time.perf_counter() - start)
+    step = moving(frames)
+    try:
+        times = [_seconds(model, step()) for _ in range(_UNCOUNTED + repeats)][_UNCOUNTED:]
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceError(f"{frames.n_atoms} atoms do not fit into the memory of the device: {error}") from None
     return Timing(frames.n_atoms, frames.n_frames, statistics.median(times), min(times))
+
+
+def _seconds(model: Potential | Committee, frames: Frames) -> float:
+    """How long one evaluation takes."""
+    start = time.perf_counter()
+    model.evaluate(frames)
+    return time.perf_counter() - start
 
 
 def stages(model: Potential | Committee, frames: Frames, repeats: int) -> Stages | None:

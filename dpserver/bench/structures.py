@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from dpserver.models.potential import Potential
 
 _USUAL: float = 0.1
 """Atoms per Å³, as in water, where nothing tells better."""
+
+_EVEN: Final = np.array([0.8191725134, 0.6710436067, 0.5497004779])
+"""Steps along three directions that spread over 0 to 1 what is counted in them, 1/g, 1/g², 1/g³ with g⁴ = g + 1."""
 
 
 def composition(model: Potential) -> tuple[list[int], float]:
@@ -45,8 +49,11 @@ def composition(model: Potential) -> tuple[list[int], float]:
 def imagined(types: Sequence[int] | Ints, n_atoms: int, rcut: float, neighbours: float) -> Frames:
     """A cube of atoms on a disturbed lattice, for a model whose structures are not at hand.
 
+    Species are spread evenly: drawn at random, some of many atoms would have half as many neighbours of one species
+    again as the others, more than `sel` holds.
+
     Args:
-        types: species of some atoms, whose composition the cube gets; their order is shuffled.
+        types: species of some atoms, whose composition the cube gets.
         n_atoms: how many there are to be.
         rcut: cutoff, Å.
         neighbours: of an atom within the cutoff.
@@ -59,7 +66,9 @@ def imagined(types: Sequence[int] | Ints, n_atoms: int, rcut: float, neighbours:
     edge = (n_atoms / density) ** (1 / 3)
     positions = (sites + 0.5 + rng.uniform(-0.15, 0.15, sites.shape)) * (edge / n)
     composition = np.sort(np.asarray(types, dtype=np.int64))[np.arange(n_atoms) * len(types) // n_atoms]
-    return Frames.single(positions, rng.permutation(composition), edge * np.eye(3))
+    species = np.empty_like(composition)
+    species[np.argsort(sites @ _EVEN % 1.0)] = composition
+    return Frames.single(positions, species, edge * np.eye(3))
 
 
 def tiled(frame: Frames, n: int) -> Frames:

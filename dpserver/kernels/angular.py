@@ -23,7 +23,9 @@ from dpserver.kernels.layout import Batch, Model, Output, Workspace
 
 
 @jit
-def run_blocks(counter: Ints, model: Model, batch: Batch, output: Output, space: Workspace) -> None:
+def run_blocks(
+    counter: Ints, model: Model, batch: Batch, output: Output, space: Workspace, ends_with_charges: bool
+) -> None:
     """Take blocks until there are none left, and every stage on each; see `cpu.Kernels`."""
     where = np.zeros(3, dtype=np.int64)
     while True:
@@ -39,30 +41,13 @@ def run_blocks(counter: Ints, model: Model, batch: Batch, output: Output, space:
             find_rows(model, space, n_rows, member, centre)
             find_moments(model, space, n_rows, member, centre)
             find_inputs(model, space, n_rows, member, centre)
+            if ends_with_charges:
+                find_charges(model.nets, batch, output, space.net, low, high, where)
+                continue
             evaluate_nets(model.nets, batch, output, space.net, low, high, where)
             find_moment_gradients(model, space, n_rows, member, centre)
             find_gradients(model, space, n_rows, member, centre)
             finish_edges(model, batch, output, space, low, high, where)
-
-
-@jit
-def run_charges(counter: Ints, model: Model, batch: Batch, output: Output, space: Workspace) -> None:
-    """Take blocks until there are none left, and tell the charges of their atoms; see `cpu.Kernels`."""
-    where = np.zeros(3, dtype=np.int64)
-    while True:
-        block = simd.take_number(counter)
-        if block >= len(batch.blocks):
-            return
-        low, high, centre = batch.blocks[block]
-        n_rows = high - low
-        find_edges(model, batch, output, space, low, high, centre)
-        for member in range(len(model.norm)):
-            where[0], where[1], where[2] = filled(n_rows), member, centre
-            find_places(model, space, n_rows, member, centre)
-            find_rows(model, space, n_rows, member, centre)
-            find_moments(model, space, n_rows, member, centre)
-            find_inputs(model, space, n_rows, member, centre)
-            find_charges(model.nets, batch, output, space.net, low, high, where)
 
 
 STAGES: Final[tuple[str, ...]] = ("edges", "moments", "products", "fitting", "back to moments", "back to edges")

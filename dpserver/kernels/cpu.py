@@ -37,7 +37,9 @@ class Kernels(Protocol):
     def STAGES(self) -> tuple[str, ...]:  # a constant of the module
         """What `stages` tells apart."""
 
-    def run_blocks(self, counter: Ints, model: Any, batch: Batch, output: Output, space: Any) -> None:
+    def run_blocks(
+        self, counter: Ints, model: Any, batch: Batch, output: Output, space: Any, ends_with_charges: bool
+    ) -> None:
         """Take blocks until there are none left, and every stage on each; for several threads at once.
 
         Args:
@@ -46,10 +48,8 @@ class Kernels(Protocol):
             batch: the atoms.
             output: where results go, shared by the threads.
             space: of this thread.
+            ends_with_charges: find only what the nets for charges say, and the status of each atom.
         """
-
-    def run_charges(self, counter: Ints, model: Any, batch: Batch, output: Output, space: Any) -> None:
-        """Take blocks likewise, and find only what the nets for charges say, and the status of each atom."""
 
     def stages(
         self, model: Any, batch: Batch, output: Output, space: Any, block: int

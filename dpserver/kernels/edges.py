@@ -143,6 +143,12 @@ def find_rows(model: Model, space: Workspace, n_rows: int, member: int, centre: 
 
 
 @jit
+def next_vectors(left: int) -> int:
+    """How many of the vectors of columns that are left to take next: all takes are about equal, and CHUNK at most."""
+    return -(-left // -(-left // _CHUNK))
+
+
+@jit
 def find_moments(model: Model, space: Workspace, n_rows: int, member: int, centre: int) -> None:
     """Moments of the atoms of a block."""
     n_species, weights = len(model.sel), model.nets.weights
@@ -155,7 +161,7 @@ def find_moments(model: Model, space: Workspace, n_rows: int, member: int, centr
             start, stop = space.first[a * n_species + k], space.first[a * n_species + k + 1]
             done, left = 0, columns // lanes
             while left:
-                n = -(-left // -(-left // _CHUNK))
+                n = next_vectors(left)
                 simd.add_moments(
                     weights,
                     space.row,
@@ -185,7 +191,7 @@ def find_gradients(model: Model, space: Workspace, n_rows: int, member: int, cen
             start, stop = space.first[a * n_species + k], space.first[a * n_species + k + 1] - 1
             done, left = 0, columns // lanes
             while left:
-                n = -(-left // -(-left // _CHUNK))
+                n = next_vectors(left)
                 simd.add_gradients(
                     weights,
                     space.row,

@@ -27,7 +27,9 @@ FRAME: Final = 15
 
 
 @jit
-def run_blocks(counter: Ints, model: FrameModel, batch: Batch, output: Output, space: FrameSpace) -> None:
+def run_blocks(
+    counter: Ints, model: FrameModel, batch: Batch, output: Output, space: FrameSpace, ends_with_charges: bool
+) -> None:
     """Take blocks until there are none left, and every stage on each; see `cpu.Kernels`."""
     where = np.zeros(3, dtype=np.int64)
     while True:
@@ -40,25 +42,11 @@ def run_blocks(counter: Ints, model: FrameModel, batch: Batch, output: Output, s
         for member in range(len(model.mean)):
             where[0], where[1], where[2] = filled(high - low), member, centre
             standardise(model, space, high - low, member, centre)
+            if ends_with_charges:
+                find_charges(model.nets, batch, output, space.net, low, high, where)
+                continue
             evaluate_nets(model.nets, batch, output, space.net, low, high, where)
             finish_edges(model, batch, output, space, low, high, where)
-
-
-@jit
-def run_charges(counter: Ints, model: FrameModel, batch: Batch, output: Output, space: FrameSpace) -> None:
-    """Take blocks until there are none left, and tell the charges of their atoms; see `cpu.Kernels`."""
-    where = np.zeros(3, dtype=np.int64)
-    while True:
-        block = simd.take_number(counter)
-        if block >= len(batch.blocks):
-            return
-        low, high, centre = batch.blocks[block]
-        find_neighbours(model, batch, space, low, high)
-        find_features(model, batch, output, space, low, high, centre)
-        for member in range(len(model.mean)):
-            where[0], where[1], where[2] = filled(high - low), member, centre
-            standardise(model, space, high - low, member, centre)
-            find_charges(model.nets, batch, output, space.net, low, high, where)
 
 
 STAGES: Final[tuple[str, ...]] = ("neighbours", "features", "fitting", "back to edges")

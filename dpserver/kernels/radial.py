@@ -18,15 +18,15 @@ from dpserver.frames import Ints
 from dpserver.jit import jit
 from dpserver.kernels import simd
 from dpserver.kernels.cpu import NO_VIRIAL, add_edge, clear_edges, filled, write_virial
-from dpserver.kernels.edges import find_edges, find_places
+from dpserver.kernels.edges import find_edges, find_places, next_vectors
 from dpserver.kernels.fitting import evaluate_nets, find_charges
 from dpserver.kernels.layout import BY_SWITCHED, EXCLUDED, Batch, Model, Output, Workspace
 
-_CHUNK: Final = simd.CHUNK
-
 
 @jit
-def run_blocks(counter: Ints, model: Model, batch: Batch, output: Output, space: Workspace) -> None:
+def run_blocks(
+    counter: Ints, model: Model, batch: Batch, output: Output, space: Workspace, ends_with_charges: bool
+) -> None:
     """Take blocks until there are none left, and every stage on each; see `cpu.Kernels`."""
     where = np.zeros(3, dtype=np.int64)
     while True:
@@ -40,27 +40,12 @@ def run_blocks(counter: Ints, model: Model, batch: Batch, output: Output, space:
             where[0], where[1], where[2] = filled(n_rows), member, centre
             find_places(model, space, n_rows, member, centre)
             find_sums(model, space, n_rows, member, centre)
+            if ends_with_charges:
+                find_charges(model.nets, batch, output, space.net, low, high, where)
+                continue
             evaluate_nets(model.nets, batch, output, space.net, low, high, where)
             find_slopes(model, space, n_rows, member, centre)
             finish_edges(model, batch, output, space, low, high, where)
-
-
-@jit
-def run_charges(counter: Ints, model: Model, batch: Batch, output: Output, space: Workspace) -> None:
-    """Take blocks until there are none left, and tell the charges of their atoms; see `cpu.Kernels`."""
-    where = np.zeros(3, dtype=np.int64)
-    while True:
-        block = simd.take_number(counter)
-        if block >= len(batch.blocks):
-            return
-        low, high, centre = batch.blocks[block]
-        n_rows = high - low
-        find_edges(model, batch, output, space, low, high, centre)
-        for member in range(len(model.norm)):
-            where[0], where[1], where[2] = filled(n_rows), member, centre
-            find_places(model, space, n_rows, member, centre)
-            find_sums(model, space, n_rows, member, centre)
-            find_charges(model.nets, batch, output, space.net, low, high, where)
 
 
 STAGES: Final[tuple[str, ...]] = ("edges", "moments", "fitting", "back to edges")
@@ -101,7 +86,7 @@ def find_sums(model: Model, space: Workspace, n_rows: int, member: int, centre: 
             start, stop = space.first[row], space.first[row + 1] - 1
             done, left = 0, columns // lanes
             while left:
-                n = -(-left // -(-left // _CHUNK))
+                n = next_vectors(left)
                 simd.add_values(
                     weights,
                     space.row,
@@ -130,7 +115,7 @@ def find_slopes(model: Model, space: Workspace, n_rows: int, member: int, centre
             start, stop = space.first[a * n_species + k], space.first[a * n_species + k + 1] - 1
             done, left = 0, columns // lanes
             while left:
-                n = -(-left // -(-left // _CHUNK))
+                n = next_vectors(left)
                 simd.add_slopes(
                     weights,
                     space.row,

@@ -5,14 +5,17 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from dpserver.frames import Floats, ForceResult, Frames, Ints
-from dpserver.kernels.layout import NO_FRAME, TOO_CLOSE, TOO_MANY
+from dpserver.kernels.layout import GOOD, TOO_CLOSE
 from dpserver.kernels.tables import TableError
 from dpserver.models.memory import memory_left
+from dpserver.models.smooth import SmoothDescriptor
+from dpserver.models.standardised import StandardisedDescriptor
 from dpserver.neighbors.rows import MOST_EDGES
 
 if TYPE_CHECKING:
@@ -23,6 +26,9 @@ SKIN: Final = 1.0
 
 _LIST_BYTES: Final = 18  # of an edge: neighbour, shift, incoming; as it is found, and room to spare
 _SHARE: Final = 0.9  # of the memory that is left
+
+_EXAMINED: Final = 256
+"""Atoms without an answer that are looked at; where there are more, these say what is wrong with the structure."""
 
 
 class Accelerated(ABC):
@@ -61,10 +67,9 @@ class Accelerated(ABC):
             return [member.reference(frames) for member in self._members]
         with self._lock:
             results, status = self._compute(frames)
-        if ((status == TOO_MANY) | (status == NO_FRAME)).any():
-            return [member.reference(frames) for member in self._members]  # which says what is wrong
-        if (status == TOO_CLOSE).any():
-            self._answer_exactly(frames, np.unique(frames.frame_idx[status == TOO_CLOSE]), results)
+        numbers = self.left_out(frames, status)
+        if len(numbers):
+            self._answer_exactly(frames, numbers, results)
         return results
 
     def warm_up(self) -> None:
@@ -80,6 +85,27 @@ class Accelerated(ABC):
     def products(self, frames: Frames) -> float:
         """Multiplications and additions of the matrix products in one evaluation, there and back."""
 
+    def left_out(self, frames: Frames, status: Ints) -> Ints:
+        """Tell which frames the kernels have no answer to, but the reference has.
+
+        Args:
+            frames: structures.
+            status: of each atom, as in `kernels.layout`.
+
+        Returns:
+            Their numbers, usually none: those with distances that no table reaches, and, where rounding decides
+            whether an atom is refused, those that the reference does not refuse.
+
+        Raises:
+            StructureError: a structure that has no answer, named with its cause.
+        """
+        atoms = np.flatnonzero(status != GOOD)
+        if not len(atoms):
+            return atoms
+        refused_first = atoms[np.argsort(status[atoms] == TOO_CLOSE, kind="stable")]
+        check_atoms(self._members[0], frames, refused_first[:_EXAMINED])
+        return np.unique(frames.frame_idx[atoms])
+
     @abstractmethod
     def _compute(self, frames: Frames) -> tuple[list[ForceResult], Ints]:
         """Results of each member, and the status of each atom, as in `kernels.layout`."""
@@ -90,7 +116,7 @@ class Accelerated(ABC):
         return np.bincount(types, minlength=self._n_species)
 
     def _answer_exactly(self, frames: Frames, numbers: Ints, results: Sequence[ForceResult]) -> None:
-        """Put the reference's answers for some frames in place: those with distances that no table reaches."""
+        """Put the reference's answers for some frames in place."""
         some = Frames.concatenate(frames[int(k)] for k in numbers)
         atoms = np.flatnonzero(np.isin(frames.frame_idx, numbers))
         for member, result in zip(self._members, results, strict=True):
@@ -113,6 +139,26 @@ class WithChargeNets(Accelerated):
             frames: structures.
             by_charge: dE/dq of what `charges` says of each atom, (n_atoms,), eV/e.
         """
+
+
+def check_atoms(member: Potential, frames: Frames, atoms: Ints) -> None:
+    """Refuse atoms that overlap, or whose neighbours are more than `sel` or span no frame, as the reference does.
+
+    Nothing is evaluated, and only neighbours of these atoms are looked for: that is quick however large a structure is.
+
+    Args:
+        member: refuses.
+        frames: structures.
+        atoms: to be looked at, among those of all frames.
+
+    Raises:
+        StructureError: one of them has no answer.
+    """
+    is_ghost = np.ones(frames.n_atoms, dtype=bool)
+    is_ghost[atoms] = False
+    graph = member.graph(replace(frames, is_ghost=is_ghost))
+    if isinstance(member.descriptor, SmoothDescriptor | StandardisedDescriptor):
+        member.descriptor.check(graph, graph.vectors())
 
 
 def put_in_place(result: ForceResult, exact: ForceResult, numbers: Ints, atoms: Ints) -> None:

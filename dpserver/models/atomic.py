@@ -27,6 +27,9 @@ PRECISIONS: Final = {
 }
 """Precision of the environment and of the networks; edge vectors come from and sums are made in float64 always."""
 
+ORDERED: Final = "its se_atten has averages that are not zero, so that it counts which atom is the first"
+"""Why such a model evaluates whole structures only."""
+
 _MANY_EDGES: Final = 1_000_000
 _MANY_ATTENTIVE: Final = 20_000
 _ATTENTION: Final = 12  # numbers of a layer for two neighbours of one atom
@@ -74,14 +77,19 @@ class AtomicModel(nn.Module):
         return self.config.fitting_net.numb_aparam
 
     @property
+    def has_ordered_atoms(self) -> bool:
+        """Whether the answer depends on which atom is the first."""
+        return any(getattr(part, "has_ordered_atoms", False) for part in self.descriptor.modules())
+
+    @property
     def can_cut(self) -> bool:
         """Whether a structure can be evaluated in parts, with ghosts, as it is over ranks."""
-        return not any(getattr(part, "has_ordered_atoms", False) for part in self.descriptor.modules())
+        return not self.has_ordered_atoms
 
     @property
     def whole_because(self) -> str:
         """Why it cannot, in words."""
-        return "its se_atten has averages that are not zero, so that it counts which atom is the first"
+        return ORDERED
 
     @property
     def takes(self) -> Takes:

@@ -418,7 +418,7 @@ def prepare(
 ) -> Potential | Committee:
     """Make what serves of the dict that `read` returns, ready for evaluation; see `load`."""
     model = restore_all(values, source)
-    for potential in model.members if isinstance(model, Committee) else (model,):
+    for potential in model.members:
         if precision is not None:
             potential.set_precision(precision)
         for parameter in potential.parameters():

@@ -10,23 +10,20 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from dpserver.defaults import TABLE_ERROR
 from dpserver.errors import ConfigError
 from dpserver.frames import CommitteeResult, Floats, ForceResult, Frames
-from dpserver.models.accelerated import Accelerated
-from dpserver.models.compilation import Compilation
+from dpserver.models.compilable import Compilable
 from dpserver.models.parameters import Takes, check_parameters
 from dpserver.models.potential import Potential
 
 
-class Committee:
+class Committee(Compilable):
     """The mean of several potentials, evaluated together.
 
     Args:
         members: at least one, on one device, with the same species in the same order.
 
     Attributes:
-        members: the potentials.
         species: symbol of each type.
         rcut: largest cutoff radius of the members, Å.
         template: symbol of each atom of the training structures, where it is that of all members, else None.
@@ -41,7 +38,7 @@ class Committee:
     def __init__(self, members: Sequence[Potential]) -> None:
         if not members:
             raise ConfigError("a committee needs at least one member")
-        self.members = tuple(members)
+        self._members = tuple(members)
         self.species = self.members[0].species
         for k, member in enumerate(self.members):
             check_species(member.species, self.species, f"member {k + 1}", "member 1")
@@ -50,7 +47,6 @@ class Committee:
         self.template = templates.pop() if len(templates) == 1 else None
         self.min_distance: Floats = np.min([member.min_distance for member in self.members], axis=0)
         self.takes = _common_parameters(self.members)
-        self._compilation: Compilation | None = None
 
     @property
     def device(self) -> torch.device:
@@ -58,60 +54,15 @@ class Committee:
         return self.members[0].device
 
     @property
-    def can_cut(self) -> bool:
-        """Whether a structure can be evaluated in parts, with ghosts, as it is over ranks."""
-        members = [member.without_charges() if member.electrostatics is not None else member for member in self.members]
-        has_joint_charges = self._compilation is not None and self._compilation.has_joint_charges
-        return all(member.can_cut for member in members) and (has_joint_charges or not self.has_long_range)
-
-    @property
-    def whole_because(self) -> str:
-        """Why it cannot, in words."""
-        bare = [member.without_charges() if member.electrostatics is not None else member for member in self.members]
-        return next((m for m in bare if not m.can_cut), self.members[0]).whole_because
-
-    @property
-    def has_long_range(self) -> bool:
-        """Whether parts of a structure have to be evaluated at the same time, with `Frames.wholes`."""
-        return any(member.has_long_range for member in self.members)
-
-    def check_wholes(self, frames: Frames) -> None:
-        """Refuse structures whose charges have no answer, as long as they are not in parts; see `Potential`."""
-        for member in self.members:
-            member.check_wholes(frames)
-        if self._compilation is not None:
-            self._compilation.check_sums(frames)
-
-    def accelerate(self, threads: int | None = None, table_error: float = TABLE_ERROR) -> None:
-        """Let `evaluate` use kernels, where they know the members; see `Compilation`.
-
-        Args:
-            threads: that compute; by default one for each core available.
-            table_error: of forces that is aimed at, relative to their typical size; ten times as much is accepted.
-
-        Raises:
-            ConfigError: a number that is not positive.
-        """
-        self._compilation = Compilation(self.members, threads, table_error)
-
-    def compiled(self) -> list[Accelerated | None]:
-        """The kernels made at once, one for each group of members; None where there are none."""
-        return [None] if self._compilation is None else [compiled for _, compiled in self._compilation.groups()]
-
-    def evaluated_by(self) -> list[str]:
-        """What evaluates, one for each group of members, in words."""
-        return ["torch"] if self._compilation is None else self._compilation.descriptions()
-
-    def warm_up(self) -> None:
-        """Make now what the first evaluation would have to."""
-        if self._compilation is not None:
-            self._compilation.warm_up()
+    def members(self) -> tuple[Potential, ...]:
+        """The potentials."""
+        return self._members
 
     def evaluate(self, frames: Frames) -> ForceResult:
         """Mean energies, forces and virials of a batch, and those of the members.
 
         Args:
-            frames: structures, of any sizes; not changed.
+            frames: structures, of any sizes, or none; not changed.
 
         Returns:
             Arrays that belong to the caller, in eV and eV/Å, with `committee`.

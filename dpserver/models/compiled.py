@@ -122,7 +122,9 @@ class Compiled(WithChargeNets):
         with self._lock:
             batch, output = self._arrays(frames)
             counter = np.zeros(1, dtype=np.int64)
-            self._threads.run(lambda k: self._kernels.run_charges(counter, self._model, batch, output, self._spaces[k]))
+            self._threads.run(
+                lambda k: self._kernels.run_blocks(counter, self._model, batch, output, self._spaces[k], True)
+            )
             return output.atom_charge[0], output.status
 
     def respond(self, frames: Frames, by_charge: Floats) -> tuple[ForceResult, Ints]:
@@ -139,7 +141,7 @@ class Compiled(WithChargeNets):
         is_small = output.edge_gradient.shape[1] < _SERIAL_EDGES
 
         def work(k: int) -> None:
-            self._kernels.run_blocks(counter, self._model, batch, output, self._spaces[k])
+            self._kernels.run_blocks(counter, self._model, batch, output, self._spaces[k], False)
             if is_small:
                 cpu.sum_at_the_end(ended, self._threads.count, batch, output, sums)
 

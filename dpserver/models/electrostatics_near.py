@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from dpserver.frames import Floats, ForceResult, Frames, Ints
-from dpserver.kernels.layout import NO_FRAME, TOO_CLOSE, TOO_MANY
 from dpserver.models.accelerated import WithChargeNets, put_in_place
 from dpserver.models.potential import Potential, Prediction
 
@@ -85,11 +84,11 @@ class ByTorch:
 
 
 class ByKernels:
-    """By kernels, but for structures with distances that no table reaches.
+    """By kernels, but for structures with distances that no table reaches, and batches without any structure.
 
     Args:
         compiled: the potential and its nets for charges.
-        exact: answers for those, and says what is wrong with others.
+        exact: answers for those.
     """
 
     def __init__(self, compiled: WithChargeNets, exact: ByTorch) -> None:
@@ -100,21 +99,23 @@ class ByKernels:
 
     def charges(self, frames: Frames) -> Floats:
         """What surroundings change of charges; see `Near`."""
-        found, status = self._compiled.charges(frames)
-        if _is_refused(status):
+        if not frames.n_frames:
             return self._exact.charges(frames)
-        if (status == TOO_CLOSE).any():
-            some, _, atoms = _too_close(frames, status)
+        found, status = self._compiled.charges(frames)
+        numbers = self._compiled.left_out(frames, status)
+        if len(numbers):
+            some, atoms = _chosen(frames, numbers)
             found[atoms] = self._exact.charges(some)
         return found
 
     def respond(self, frames: Frames, by_charge: Floats) -> ForceResult:
         """Answer with what follows from charges; see `Near`."""
-        found, status = self._compiled.respond(frames, by_charge)
-        if _is_refused(status):
+        if not frames.n_frames:
             return self._exact.respond(frames, by_charge)
-        if (status == TOO_CLOSE).any():
-            some, numbers, atoms = _too_close(frames, status)
+        found, status = self._compiled.respond(frames, by_charge)
+        numbers = self._compiled.left_out(frames, status)
+        if len(numbers):
+            some, atoms = _chosen(frames, numbers)
             put_in_place(found, self._exact.respond(some, by_charge[atoms]), numbers, atoms)
         return found
 
@@ -125,13 +126,7 @@ class ByKernels:
         self._compiled.respond(atom, np.zeros(1))
 
 
-def _is_refused(status: Ints) -> bool:
-    """Whether there are atoms without an answer."""
-    return bool(((status == TOO_MANY) | (status == NO_FRAME)).any())
-
-
-def _too_close(frames: Frames, status: Ints) -> tuple[Frames, Ints, Ints]:
-    """The structures that no table reaches, their numbers, and their atoms."""
-    numbers = np.unique(frames.frame_idx[status == TOO_CLOSE])
+def _chosen(frames: Frames, numbers: Ints) -> tuple[Frames, Ints]:
+    """Some structures, and their atoms among those of all."""
     some = Frames.concatenate(frames[int(k)] for k in numbers)
-    return some, numbers, np.flatnonzero(np.isin(frames.frame_idx, numbers))
+    return some, np.flatnonzero(np.isin(frames.frame_idx, numbers))

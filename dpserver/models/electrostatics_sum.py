@@ -15,7 +15,7 @@ import numpy as np
 
 from dpserver.frames import Floats, Frames, Ints
 from dpserver.kernels.threads import Threads
-from dpserver.kernels.waves import add_factors, add_pairs, add_pairs_of, add_waves, find_factors, list_waves
+from dpserver.kernels.waves import add_factors, add_pairs, add_waves, find_factors, list_lines
 from dpserver.models.config import ElectrostaticsConfig
 from dpserver.models.coulomb import reach_of
 from dpserver.models.electrostatics_mesh import Mesh, inverse_of, order_of, volume
@@ -26,12 +26,14 @@ from dpserver.models.wholes import totals
 from dpserver.parts import Parts, add_up, gather
 from dpserver.units import COULOMB
 
-_ATOM_BYTES, _PHASE_BYTES, _WAVE_BYTES = 500, 16, 100
+_ATOM_BYTES, _PHASE_BYTES, _WAVE_BYTES = 500, 16, 60
 """Of an atom on a mesh, of an atom's phase by one component of a wave, and of a wave in parts."""
 _SHARED_BYTES = 16
 """Of a point of a mesh that is shared with other parts, at most, for what is sent and what comes."""
 _LARGE = 1e8
 """Bytes that are not taken without a look at what is left."""
+_KEPT_MESHES = 4
+"""For cells that come by turns: to make a mesh takes as long as several evaluations of a few hundred atoms."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +65,7 @@ class ChargeSum:
         self.config = config
         self._methods = Methods(config)
         self._threads = Threads(threads)
-        self._meshes: dict[tuple[int, ...], Mesh] = {}
+        self._meshes: dict[tuple[int, ...], Mesh] = {}  # by size, the one that was used last at the end
         self._lock = threading.Lock()
 
     def evaluate(self, frames: Frames, charges: Floats) -> Interaction:
@@ -125,14 +127,13 @@ class ChargeSum:
                 self._directly(positions, charges, cell, method)
             self._on_mesh(positions, charges, cell)
             self._with_factors(positions, charges, cell, None)
-            add_pairs_of(positions, charges, 0, np.array([1.0, 1.0]), np.zeros(2), np.zeros((3, 2)), np.zeros((3, 3)))
 
     def _directly(self, positions: Floats, charges: Floats, cell: Floats, method: str) -> tuple[Floats, Floats, Floats]:
         """Potential (n,), its gradient (n, 3) and virial (3, 3) of one structure without a mesh."""
         n, sigma = len(charges), self.config.sigma
         potential, gradient, virial = np.zeros(n), np.zeros((3, n)), np.zeros((3, 3))
         if method == "pairs":
-            add_pairs(positions, charges, sigma, COULOMB, potential, gradient, virial)
+            add_pairs(positions, charges, 0, np.array([sigma, COULOMB]), potential, gradient, virial)
             return potential, gradient.T, virial
         reach, box = reach_of(self.config), Box.of(cell)
         longest = np.array(box.longest(reach), dtype=np.int64)
@@ -156,7 +157,7 @@ class ChargeSum:
             potential, gradient, virial = np.zeros(len(own)), np.zeros((3, len(own))), np.zeros((3, 3))
             rows, first = gather(parts, np.column_stack([positions, charges]))
             everywhere, every, shape = rows[:, :3].copy(), rows[:, 3].copy(), np.array([self.config.sigma, COULOMB])
-            add_pairs_of(everywhere, every, first, shape, potential, gradient, virial)
+            add_pairs(everywhere, every, first, shape, potential, gradient, virial)
             return potential, gradient.T, virial
         if method == "pme":
             return self._on_mesh(positions, charges, cell, parts, total)
@@ -174,32 +175,39 @@ class ChargeSum:
         if needed > _LARGE:
             check_room(needed, f"the Ewald sum of the charges of {n} atoms in {box}")
         potential, gradient, virial = np.zeros(n), np.zeros((3, n)), np.zeros((3, 3))
-        waves = list_waves(inverse, longest, reach**2)
-        factors = np.zeros((2, len(waves)))
-        find_factors(positions, charges, inverse, waves, factors)
+        lines = list_lines(inverse, longest, reach**2)
+        factors = np.zeros((lines[-1, 2] + lines[-1, 3], 4))
+        find_factors(positions, charges, inverse, longest, lines, factors)
         if parts is not None:
             add_up(parts, factors)
-        shape = np.array([self.config.sigma**2, 8 * math.pi * COULOMB / volume(cell)])
-        add_factors(positions, inverse, waves, shape, factors, potential, gradient, virial)
+        shape = np.array([reach**2, self.config.sigma**2, 8 * math.pi * COULOMB / volume(cell)])
+        add_factors(positions, inverse, longest, lines, shape, factors, potential, gradient, virial)
         return potential, gradient.T, _once(virial, parts)
 
     def _on_mesh(
         self, positions: Floats, charges: Floats, cell: Floats, parts: Parts | None = None, total: float | None = None
     ) -> tuple[Floats, Floats, Floats]:
         """The same on a mesh, by all threads; of the atoms of a part, with the sum of the charges of all."""
-        box = Box.of(cell)
-        sizes = self._methods.sizes(box)
-        if sizes not in self._meshes:
-            self._meshes.clear()
-            order = order_of(self.config.accuracy)
-            needed = Mesh.n_bytes(sizes, order, self._threads.count) + _ATOM_BYTES * len(charges)
-            needed += 0.0 if parts is None else _SHARED_BYTES * float(math.prod(sizes))
-            if needed > _LARGE:
-                check_room(needed, f"the mesh for the charges of {len(charges)} atoms in {box}")
-            self._meshes[sizes] = Mesh(sizes, order, self.config.sigma, self._threads)
-        potential, gradient, virial = self._meshes[sizes].evaluate(positions, charges, cell, parts)
+        mesh = self._mesh_for(len(charges), Box.of(cell), is_shared=parts is not None)
+        potential, gradient, virial = mesh.evaluate(positions, charges, cell, parts)
         self._add_constants(charges, cell, potential, virial, parts, total)
         return potential, gradient, virial
+
+    def _mesh_for(self, n_atoms: int, box: Box, *, is_shared: bool) -> Mesh:
+        """One that is fine enough, of those that are kept or a new one; a large one is kept alone."""
+        sizes, order = self._methods.sizes(box), order_of(self.config.accuracy)
+        mesh = self._meshes.pop(sizes, None)
+        if mesh is None:
+            needed = Mesh.n_bytes(sizes, order, self._threads.count) + _ATOM_BYTES * n_atoms
+            needed += _SHARED_BYTES * float(math.prod(sizes)) if is_shared else 0.0
+            if needed > _LARGE:
+                self._meshes.clear()
+                check_room(needed, f"the mesh for the charges of {n_atoms} atoms in {box}")
+            elif len(self._meshes) == _KEPT_MESHES:
+                del self._meshes[next(iter(self._meshes))]
+            mesh = Mesh(sizes, order, self.config.sigma, self._threads)
+        self._meshes[sizes] = mesh
+        return mesh
 
     def _add_constants(
         self,

@@ -36,6 +36,10 @@ class LocFrame(StandardisedDescriptor):
         super().__init__(n_species, config.rcut, 4 * sum(config.sel_a) + sum(config.sel_r))
         self.config = config
 
+    def check(self, graph: Graph, r_ij: Tensor) -> None:
+        """Refuse atoms without a local frame; see `environment`."""
+        self.environment(graph, r_ij)
+
     def environment(self, graph: Graph, r_ij: Tensor) -> list[Tensor]:
         """D before standardisation: for each species, (atoms of it, n_features), 1/Å.
 

@@ -16,12 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpserver.defaults import TABLE_ERROR
 from dpserver.errors import ConfigError
 from dpserver.frames import Floats, ForceResult, Frames
-from dpserver.models.accelerated import Accelerated
 from dpserver.models.atomic import AtomicModel
-from dpserver.models.compilation import Compilation
+from dpserver.models.compilable import Compilable
 from dpserver.models.config import EnergyFittingConfig, ModelConfig
 from dpserver.models.description import Description
 from dpserver.models.descriptors import make_descriptor
@@ -91,7 +89,7 @@ class Prediction:
         )
 
 
-class Potential(AtomicModel):
+class Potential(Compilable, AtomicModel):
     """A Deep Potential with random weights; `train` fits them and `load` brings trained ones.
 
     Args:
@@ -146,39 +144,12 @@ class Potential(AtomicModel):
                 is_shared=config.descriptor.embeds_types,
             )
         self.tables: KeptTables | None = None
-        self._compilation: Compilation | None = None
         self.set_precision(precision)
 
     @property
-    def can_cut(self) -> bool:
-        """Whether a structure can be evaluated in parts, with ghosts, as it is over ranks."""
-        has_joint_charges = self._compilation is not None and self._compilation.has_joint_charges
-        return super().can_cut and (self.electrostatics is None or has_joint_charges)
-
-    @property
-    def whole_because(self) -> str:
-        """Why it cannot, in words."""
-        charged = (
-            "its charges interact at all distances, and without kernels (numba) they are summed in whole structures"
-        )
-        return charged if super().can_cut else super().whole_because
-
-    @property
-    def has_long_range(self) -> bool:
-        """Whether parts of a structure have to be evaluated at the same time, with `Frames.wholes`."""
-        return self.electrostatics is not None
-
-    def check_wholes(self, frames: Frames) -> None:
-        """Refuse structures whose charges have no answer, as long as they are not in parts.
-
-        Raises:
-            StructureError: a structure is periodic in some directions only, its fixed charges do not add up, or their
-                sum would take too long.
-        """
-        if self.electrostatics is not None:
-            self.electrostatics.check(frames)
-        if self._compilation is not None:
-            self._compilation.check_sums(frames)
+    def members(self) -> tuple[Potential, ...]:
+        """The potential alone."""
+        return (self,)
 
     def without_charges(self) -> Potential:
         """The same model without its charges: what has a short range. It has the same weights, not copies of them."""
@@ -272,36 +243,11 @@ class Potential(AtomicModel):
             r_ij, atom_energy = r_ij.detach(), atom_energy.detach()
         return Prediction.of_derivatives(graph, r_ij, atom_energy, edge_grad, far)
 
-    def accelerate(self, threads: int | None = None, table_error: float = TABLE_ERROR) -> None:
-        """Let `evaluate` use kernels, where they know this model; see `Compilation`.
-
-        Args:
-            threads: that compute; by default one for each core available.
-            table_error: of forces that is aimed at, relative to their typical size; ten times as much is accepted.
-
-        Raises:
-            ConfigError: a number that is not positive.
-        """
-        self._compilation = Compilation([self], threads, table_error)
-
-    def compiled(self) -> list[Accelerated | None]:
-        """The kernels made at once, one for each group of members; None where there are none."""
-        return [None] if self._compilation is None else [compiled for _, compiled in self._compilation.groups()]
-
-    def evaluated_by(self) -> list[str]:
-        """What evaluates, one for each group of members, in words."""
-        return ["torch"] if self._compilation is None else self._compilation.descriptions()
-
-    def warm_up(self) -> None:
-        """Make now what the first evaluation would have to."""
-        if self._compilation is not None:
-            self._compilation.warm_up()
-
     def evaluate(self, frames: Frames) -> ForceResult:
         """Energies, forces and virials of a batch, the fastest way.
 
         Args:
-            frames: structures, of any sizes; not changed.
+            frames: structures, of any sizes, or none; not changed.
 
         Returns:
             Arrays that belong to the caller, in eV and eV/Å.

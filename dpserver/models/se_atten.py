@@ -171,7 +171,7 @@ class SeAtten(SmoothDescriptor[AttentionConfig]):
         """The descriptors of the atoms of one species; their directions are (R̃ᵀ G)ᵀ without its row of s."""
         moment = self._no_moment(graph, types, centre)
         if len(moment):
-            counts = {k: graph.blocks[centre, k].segments.counts for k in range(self.n_species)}
+            counts = self._counts(graph, centre)
             self._check_slots(graph, centre, counts)
             moment = self._moment(graph, edges, types, centre)
             if bool(self.davg[centre].any()):
@@ -252,6 +252,16 @@ class SeAtten(SmoothDescriptor[AttentionConfig]):
             g = cast(AttentionLayer, layer).of_empty(g)
         weighted = n_empty.to(g.dtype)[:, None] * g[torch.as_tensor(places, device=g.device)]
         return row[0][:, None] * weighted[:, None, :]
+
+    def check(self, graph: Graph, r_ij: Tensor) -> None:
+        """Refuse atoms with more neighbours than `sel` holds; see `SmoothDescriptor.check`."""
+        for centre in range(self.n_species):
+            if len(graph.atoms[centre]):
+                self._check_slots(graph, centre, self._counts(graph, centre))
+
+    def _counts(self, graph: Graph, centre: int) -> dict[int, Tensor]:
+        """Neighbours of each species around the atoms of one, (atoms of it,)."""
+        return {k: graph.blocks[centre, k].segments.counts for k in range(self.n_species)}
 
     def _check_slots(self, graph: Graph, centre: int, counts: Mapping[int, Tensor]) -> None:
         """Refuse an atom with more neighbours than there are slots; those of unseen pairs count, as in DeePMD-kit."""

@@ -113,6 +113,19 @@ class SmoothDescriptor(nn.Module, Generic[Config]):
         environment = self.environment(r_ij)
         return [self._describe(graph, environment, centre) for centre in range(self.n_species)]
 
+    def check(self, graph: Graph, r_ij: Tensor) -> None:
+        """Refuse atoms that `forward` would refuse, without describing any.
+
+        Args:
+            graph: the batch.
+            r_ij: vectors of its edges, (n_edges, 3), Å.
+
+        Raises:
+            StructureError: an atom has more neighbours of a species than `sel` holds.
+        """
+        for (centre, neighbour), block in graph.blocks.items():
+            self.empty_slots(graph, block, centre, neighbour)
+
     def environment(self, r_ij: Tensor) -> Tensor:
         """R̃ before normalisation, (n_edges, n_columns), 1/Å."""
         r = torch.linalg.vector_norm(r_ij, dim=-1, keepdim=True)

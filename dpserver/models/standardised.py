@@ -53,6 +53,14 @@ class StandardisedDescriptor(nn.Module):
         raw = self.environment(graph, r_ij)
         return [Description((d - self.davg[c]) / self.dstd[c]) for c, d in enumerate(raw)]
 
+    def check(self, graph: Graph, r_ij: Tensor) -> None:
+        """Refuse atoms that `forward` would refuse, without describing any: none, unless a descriptor says otherwise.
+
+        Args:
+            graph: the batch.
+            r_ij: vectors of its edges, (n_edges, 3), Å.
+        """
+
     def environment(self, graph: Graph, r_ij: Tensor) -> list[Tensor]:
         """D before standardisation: for each species, (atoms of it, n_features)."""
         raise NotImplementedError

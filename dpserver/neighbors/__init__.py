@@ -1,5 +1,5 @@
 """Neighbour lists with periodic shifts."""
 
-from dpserver.neighbors.lists import Edges, build
+from dpserver.neighbors.lists import Edges, build, builder
 
-__all__ = ["Edges", "build"]
+__all__ = ["Edges", "build", "builder"]

@@ -1,4 +1,6 @@
-"""Full neighbour lists of ragged batches, with lattice shifts, built by vesin.
+"""Full neighbour lists of ragged batches, with lattice shifts.
+
+They are built by vesin; those of structures with ghosts, and of all where vesin is missing, by the search of `rows`.
 
 Conventions, as one equation: an edge i→j with shift S stands for the vector
 
@@ -10,13 +12,14 @@ several edges between the same two atoms, and edges from an atom to its own imag
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-import vesin
 
-from dpserver.errors import StructureError
+from dpserver.errors import ConfigError, StructureError
 from dpserver.frames import Floats, Frames, Ints
 
 MAX_EDGES_PER_ATOM = 20_000
@@ -46,6 +49,11 @@ class Edges:
         return len(self.centre)
 
     @classmethod
+    def none(cls) -> Edges:
+        """No pairs."""
+        return cls(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros((0, 3)), np.zeros(0))
+
+    @classmethod
     def concatenate(cls, parts: Sequence[Edges], atom_offsets: Ints) -> Edges:
         """Join the lists of batches; `atom_offsets` holds the index of each batch's first atom."""
         return cls(
@@ -68,26 +76,48 @@ def build(frames: Frames, rcut: float) -> Edges:
 
     Raises:
         StructureError: two atoms overlap, or the density is absurd, so that the list would not fit in memory.
+        ConfigError: what would build it cannot be imported.
     """
-    parts = []
+    parts, library = [], _vesin() if frames.is_ghost is None else None
     for frame in frames:
         check_density(frame, rcut)
-        edges = _with_vesin(frame, rcut) if frame.is_ghost is None else _from_centres(frame, rcut)
+        edges = _from_centres(frame, rcut) if library is None else _with_vesin(library, frame, rcut)
         _check_overlap(edges, frame)
         parts.append(edges)
-    return Edges.concatenate(parts, frames.offsets[:-1])
+    return Edges.concatenate(parts, frames.offsets[:-1]) if parts else Edges.none()
 
 
-def _with_vesin(frame: Frames, rcut: float) -> Edges:
-    finder = vesin.NeighborList(cutoff=rcut, full_list=True, n_threads=1)
+def builder() -> str:
+    """What builds the lists of structures without ghosts on this machine, in words."""
+    return "dpserver.neighbors.rows" if _vesin() is None else "vesin"
+
+
+@functools.cache
+def _vesin() -> Any | None:
+    """The library, imported when a list is first built; None where that cannot be."""
+    try:
+        import vesin
+    except ImportError:
+        return None
+    return vesin
+
+
+def _with_vesin(library: Any, frame: Frames, rcut: float) -> Edges:
+    finder = library.NeighborList(cutoff=rcut, full_list=True, n_threads=1)
     i, j, shift, distance = finder.compute(frame.positions, frame.cell[0], frame.pbc[0].tolist(), "ijSd")
     return Edges(i.astype(np.int64), j.astype(np.int64), shift.astype(np.float64), distance)
 
 
 def _from_centres(frame: Frames, rcut: float) -> Edges:
-    """Without a look at pairs of ghosts, of which there may be many more; species do not matter."""
-    from dpserver.neighbors.rows import build_rows  # vesin needs no compiler
-
+    """By our own search, without a look at pairs of ghosts, of which there may be many more; species do not matter."""
+    if frame.is_ghost is not None and frame.is_ghost.all():
+        return Edges.none()
+    try:
+        from dpserver.neighbors.rows import build_rows  # vesin needs no compiler
+    except ImportError as error:
+        if frame.is_ghost is None:
+            raise ConfigError(f"neighbour lists need vesin or numba ({error}): pip install vesin") from None
+        raise ConfigError(f"neighbour lists with ghosts need numba ({error}): pip install numba") from None
     rows = build_rows(replace(frame, types=np.zeros_like(frame.types)), rcut, 1)
     centre, neighbour = np.repeat(np.arange(frame.n_atoms), np.diff(rows.starts)), rows.neighbour.astype(np.int64)
     shift = rows.shifts[rows.shift] - rows.wraps[neighbour] + rows.wraps[centre]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dpserver.bench import measure, stages
+from dpserver.errors import DeviceError
 from tests import structures
 
 FRAME = structures.cubic()
@@ -50,6 +51,15 @@ def test_evaluations_that_compile_do_not_count(clock: Clock, repeats: int) -> No
     model: Any = SimpleNamespace(evaluate=slow_at_first(clock, 2))
     timing = measure(model, FRAME, repeats)
     assert (timing.least, timing.median) == (1.0, 1.0)
+
+
+def test_what_does_not_fit_is_refused_in_words() -> None:
+    def evaluate(_: Any) -> None:
+        raise MemoryError("24 atoms take about 3 GB, and 2 GB are left")
+
+    model: Any = SimpleNamespace(evaluate=evaluate)
+    with pytest.raises(DeviceError, match=r"^24 atoms do not fit into the memory of the device: .* 2 GB are left$"):
+        measure(model, FRAME, 1)
 
 
 @pytest.mark.parametrize("repeats", [1, 3])

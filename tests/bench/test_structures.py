@@ -17,6 +17,17 @@ def test_an_imagined_liquid_has_the_neighbours_asked_for(n_atoms: int) -> None:
     assert np.mean(frame.types) == pytest.approx(2 / 3, abs=1 / n_atoms)
     edges = neighbors.build(frame, 6.0)
     assert len(edges) / n_atoms == pytest.approx(92, rel=0.1)
+
+
+@pytest.mark.parametrize("n_atoms", [192, 5184])
+def test_no_atom_of_it_has_more_neighbours_than_a_model_holds(n_atoms: int) -> None:
+    """Even where a few of many atoms would, if species were drawn at random; 2/3 of the slots are taken on average."""
+    sel = np.array([46, 92])
+    frame = imagined(np.repeat([0, 1], sel), n_atoms, 6.0, 92)
+    edges = neighbors.build(frame, 6.0)
+    counts = np.zeros((n_atoms, 2))
+    np.add.at(counts, (edges.centre, frame.types[edges.neighbour]), 1)
+    assert np.all(counts.max(axis=0) <= 0.85 * sel)
     assert edges.distance.min() > 0.8
 
 

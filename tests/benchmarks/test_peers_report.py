@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import peers_report
+
+RECORDS = peers_report.ROOT / "benchmarks" / "results" / "peers.json"
+AGAIN = "run python benchmarks/peers_report.py --publish"
 
 
 def row(us_per_atom: float, **more: Any) -> dict[str, Any]:
@@ -95,11 +99,33 @@ def test_times_with_what_fails_and_the_limit() -> None:
     assert "| LAMMPS, 1 rank, energy | 3e-14 |" in lines
 
 
+def test_headline_is_the_smallest_and_the_largest_size_and_beads() -> None:
+    found = record()
+    found["beads"] |= {"dpserver mixed, native batch": row(10.0), "2 dp_ipi": row(200.0)}
+    lines = peers_report.headline(found).splitlines()
+    assert lines[2:6] == [
+        "| 192 atoms, µs per atom | 20 | 10 | 180 (`dp_ipi`) |",
+        "| 12,288 atoms, µs per atom | 18 | 10 | 200 (`dp_ipi`) |",
+        "| the same | 18 | 10 | 90 (LAMMPS, 2 ranks) |",
+        "| 32 beads of 192 atoms, ms per step | 129 | 61.4 | 1229 (2 `dp_ipi`) |",
+    ]
+    assert peers_report.headline({**found, "atoms": {}, "beads": {}}).count("|---") == 4
+
+
+def test_the_documentation_has_the_tables_of_the_last_record() -> None:
+    last = json.loads(RECORDS.read_text(encoding="utf-8"))[-1]
+    assert peers_report.markdown(last) in peers_report.PAGE.read_text(encoding="utf-8"), AGAIN
+    assert peers_report.headline(last) in peers_report.README.read_text(encoding="utf-8"), AGAIN
+
+
 def test_tables_and_plot_go_into_the_page(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{peers_report.BEGIN}\nold\n{peers_report.END}\nafter\n", encoding="utf-8")
+    page, readme = tmp_path / "page.md", tmp_path / "readme.md"
+    for one in (page, readme):
+        one.write_text(f"before\n{peers_report.BEGIN}\nold\n{peers_report.END}\nafter\n", encoding="utf-8")
     for _ in range(2):
-        peers_report.publish(record(), page)
+        peers_report.publish(record(), page, readme)
+        short = f"before\n{peers_report.BEGIN}\n{peers_report.headline(record())}\n{peers_report.END}\nafter\n"
+        assert readme.read_text(encoding="utf-8") == short
         text = page.read_text(encoding="utf-8")
         assert text.startswith(f"before\n{peers_report.BEGIN}\n| µs per atom")
         assert text.endswith(f"(images/peers.png)\n{peers_report.END}\nafter\n")
@@ -111,4 +137,4 @@ def test_a_page_without_marks(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("nothing\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"page\.md has no lines .*; put them where the tables are to be"):
-        peers_report.publish(record(), page)
+        peers_report.publish(record(), page, page)

@@ -99,3 +99,14 @@ def test_what_the_members_know_of_their_training_is_merged() -> None:
 def test_a_structure_without_an_answer_is_refused() -> None:
     with pytest.raises(StructureError, match="atom 0 has type 2"):
         committee().evaluate(structures.atom(2))
+
+
+@pytest.mark.parametrize("is_fast", [False, True])
+def test_no_structures_have_members_too(is_fast: bool) -> None:
+    model, none = committee(4.0, 3.5), Frames.concatenate([])
+    if is_fast:
+        model.accelerate(threads=1)
+    result = model.evaluate(none)
+    assert result.committee is not None
+    assert [getattr(result.committee, name).shape for name in QUANTITIES] == [(2, 0), (2, 0, 3), (2, 0, 3, 3)]
+    assert result.max_force_deviation().shape == (0,)

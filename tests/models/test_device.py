@@ -116,9 +116,10 @@ def test_what_the_tables_do_not_reach_is_left_to_the_reference() -> None:
     assert_same(DeviceCompiled([model], 1e-9).evaluate(frames)[0], model.reference(frames), 1e-8)
 
 
-def test_too_many_neighbours_are_refused_by_the_reference() -> None:
+def test_too_many_neighbours_are_refused_without_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     model = potential()
     model.descriptor.sel = (1, 1)
+    monkeypatch.setattr(Potential, "reference", None)
     with pytest.raises(StructureError, match=r"within 4\.0 Å, but the model was made for at most 1 \(sel\)"):
         DeviceCompiled([model], 1e-9).evaluate(structures.molecule())
 

@@ -34,6 +34,16 @@ def test_kernels_answer_what_the_reference_does(options):
     assert all("kernels" in words for words in potential.evaluated_by())
 
 
+@pytest.mark.parametrize("options", CASES, ids=["fixed", "trained", "environment"])
+def test_no_structures_have_no_charges(options):
+    potential, none = make(**options), Frames.concatenate([])
+    for _ in range(2):
+        result = potential.evaluate(none)
+        assert (result.energy.shape, result.forces.shape, result.virial.shape) == ((0,), (0, 3), (0, 3, 3))
+        assert potential.charges(none).shape == (0,)
+        potential.accelerate(threads=1)
+
+
 def test_a_change_of_charges_is_seen():
     potential, whole = make(trainable=True), frames()
     potential.accelerate(threads=1)

@@ -125,6 +125,37 @@ def test_a_mesh_serves_cells_that_change():
         np.testing.assert_array_equal(sums.evaluate(other, Q[frame.types]).gradient, fresh.gradient)
 
 
+def test_meshes_of_cells_that_take_turns_are_kept(monkeypatch):
+    made: list[tuple[int, ...]] = []
+
+    class Noted(electrostatics_sum.Mesh):
+        def __init__(self, sizes: tuple[int, ...], *rest: Any) -> None:
+            super().__init__(sizes, *rest)
+            made.append(sizes)
+
+    monkeypatch.setattr(electrostatics_sum, "Mesh", Noted)
+    frame = structures.triclinic()
+    cells = [structures.strained(frame, strain * np.eye(3)) for strain in (0.0, 0.3, 0.6, 0.9, 1.2)]
+    sums, options = ChargeSum(config(method="pme", accuracy=1e-6), 1), {"method": "pme", "accuracy": 1e-6}
+    expected = [ChargeSum(config(**options), 1).evaluate(cell, Q[frame.types]) for cell in cells]
+    made.clear()
+
+    def take_turns(*numbers: int) -> int:
+        for k in numbers:
+            found = sums.evaluate(cells[k], Q[frame.types])
+            for name in Interaction.__dataclass_fields__:
+                np.testing.assert_array_equal(getattr(found, name), getattr(expected[k], name), err_msg=name)
+        return len(made)
+
+    assert take_turns(0, 1, 2, 3, 0, 1, 2, 3, 0) == 4
+    assert take_turns(4, 0, 2, 3, 4) == 5  # in the place of the second
+    assert take_turns(1) == 6
+    monkeypatch.setattr(electrostatics_sum, "_LARGE", 0.0)
+    assert take_turns(0) == 7  # in the place of the first, and alone
+    assert take_turns(0, 2) == 8
+    assert len(set(made)) == 5
+
+
 def test_the_cheaper_method_is_chosen():
     small = structures.cubic()
     large = Frames.single(np.zeros((12288, 3)), np.zeros(12288), 49.7 * np.eye(3))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from dpserver import neighbors
 from dpserver.errors import StructureError
 from dpserver.frames import Floats, Frames
+from dpserver.neighbors import lists
 from tests import structures
 
 
@@ -91,6 +95,43 @@ def test_no_edges() -> None:
     assert edges.distance.shape == (0,)
 
 
+@pytest.fixture
+def no_vesin(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+    monkeypatch.setattr(lists, "_vesin", lambda: None)
+
+
+@pytest.mark.usefixtures("no_vesin")
+@pytest.mark.parametrize("rcut", [0.5, 4.0])
+def test_same_edges_without_vesin(rcut: float) -> None:
+    assert neighbors.builder() == "dpserver.neighbors.rows"
+    batch = Frames.concatenate(CASES.values())
+    check(batch, rcut)
+    check(structures.wrapped(batch, np.random.default_rng(5), far=50), rcut)
+
+
+def test_what_is_missing_is_named_where_it_is_needed() -> None:
+    """In a process of its own, where neither library can be imported."""
+    code = """
+import sys
+sys.modules["vesin"] = sys.modules["numba"] = None
+import numpy as np
+from dataclasses import replace
+from dpserver import neighbors
+from dpserver.errors import ConfigError
+from dpserver.frames import Frames
+frame = Frames.single([[0, 0, 0]], [0])
+for one in (frame, replace(frame, is_ghost=np.zeros(1, bool))):
+    try:
+        neighbors.build(one, 6.0)
+    except ConfigError as error:
+        print(error)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert re.fullmatch(r"neighbour lists need vesin or numba \(.*\bnumba\b.*\): pip install vesin", found[0])
+    assert re.fullmatch(r"neighbour lists with ghosts need numba \(.*\bnumba\b.*\): pip install numba", found[1])
+
+
 def test_every_edge_has_its_reverse() -> None:
     for frame in CASES.values():
         edges = neighbors.build(frame, 5.0)
@@ -131,6 +172,13 @@ def test_ghosts_are_neighbours_and_no_centres() -> None:
     np.testing.assert_array_equal(table(edges.centre, edges.neighbour, edges.shift), expected)
     np.testing.assert_allclose(np.sort(edges.distance), np.sort(of_all.distance[mine]), rtol=1e-12)
     assert (edges.centre.dtype, edges.neighbour.dtype, edges.shift.dtype) == (np.int64, np.int64, np.float64)
+
+
+def test_no_centres_no_edges() -> None:
+    batch = Frames.concatenate([structures.cubic(), structures.molecule()])
+    edges = neighbors.build(replace(batch, is_ghost=batch.frame_idx == 0), 4.0)
+    assert len(edges) == 6
+    assert edges.centre.min() == 24
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

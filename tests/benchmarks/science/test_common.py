@@ -183,6 +183,7 @@ def test_numbers(value: float | None, error: float | None, expected: str) -> Non
 def test_table() -> None:
     assert common.table(("a", "b"), [(1, "x")]) == "| a | b |\n| --- | --- |\n| 1 | x |\n"
     assert common.table(("a", "b"), []) == ""
+    assert common.table(("|a|",), [("b",)]).startswith("| \\|a\\| |\n")
 
 
 def test_learning_curve(tmp_path: Path) -> None:
@@ -220,6 +221,9 @@ class Part:
         self.found = found
         return "What was found."
 
+    def answered(self, found: dict[str, Any]) -> dict[str, str]:
+        return {"one model": "3 frames", "another": ""}
+
     def claims(self, found: dict[str, Any]) -> list[Claim]:
         return [Claim("it holds", "1", "less data", True), Claim("it does not", "2", is_reached=False)]
 
@@ -233,4 +237,9 @@ def test_pages(tmp_path: Path) -> None:
     assert "| it holds | 1 | yes | less data |" in index
     assert "**not reached**" in index
     assert "make science-some-part" in index
-    assert "What was found." in (tmp_path / "docs" / "some_part.md").read_text(encoding="utf-8")
+    page = (tmp_path / "docs" / "some_part.md").read_text(encoding="utf-8")
+    assert "What was found." in page
+    for text in (index, page):
+        assert "[`benchmarks/science/some_part.py`](../../benchmarks/science/some_part.py)" in text
+        assert "(../../benchmarks/results/science/some_part.json)" in text
+        assert "Answered by the daemon: one model – 3 frames. Not yet through the daemon: **another**." in text

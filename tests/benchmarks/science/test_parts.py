@@ -153,7 +153,8 @@ def some_records(part: str, is_quick: bool) -> dict[str, dict[str, Any]]:
         "long_range": {
             "pairs_short_range": one(rms_error_mev=[5.0, 5.0], b2_model_cm3=[-50.0], **virial),
             "pairs_charges": one(rms_error_mev=[0.1, 0.1], b2_model_cm3=[-99.0], **virial),
-            **{f"liquid_{n}": one(bin=0.05, length_ps=10.0, **curves) for n in ("teacher", "short_range", "charges")},
+            **{f"liquid_{n}": one(bin=0.05, length_ps=10.0, halves=[curves, curves], **curves)
+               for n in ("teacher", "short_range", "charges")},
             "cost": one(sizes=[{"n_atoms": 12288, "ratio": 1.5}]),
         },
         "quantum": {
@@ -178,13 +179,41 @@ def test_nothing_is_judged_by_a_quick_run(part: str) -> None:
 def test_one_bead_has_no_error_to_be_judged_by() -> None:
     # Its estimator is the same in every step; what differs is rounding and a constant of another year.
     found = some_records("quantum", is_quick=False)
-    one_bead = {**found["oscillator_04"], "kinetic_mev": 12.926013, "kinetic_error": 5.9e-16, "exact_mev": 12.925996}
+    one_bead = {
+        **found["oscillator_04"],
+        "settings": {"beads": 1},
+        "kinetic_mev": 12.926013,
+        "kinetic_error": 5.9e-16,
+        "exact_mev": 12.925996,
+    }
     claim = quantum.claims({**found, "oscillator_01": one_bead})[0]
     assert claim.is_reached
-    assert claim.result == "within 0.15 %, at most 0.7 standard errors"
+    assert claim.result == "P = 1, 4: within 0.15 %, at most 0.7 standard errors"
     alone = quantum.claims({"oscillator_01": one_bead})[0]
     assert alone.is_reached is None
-    assert alone.result == "within 0.00 %"
+    assert alone.result == "P = 1: within 0.00 %"
+
+
+def test_a_drift_beyond_its_limit_is_said_to_be() -> None:
+    found = some_records("smoothness", is_quick=False)
+    run = found["nve_se_e2_a_double_0.25"]
+
+    def verdict(drift: float, error: float) -> bool | None:
+        values = {**run, "drift_mev_per_atom_ns": drift, "drift_standard_error": error}
+        (claim,) = (c for c in smoothness.claims({**found, "nve_se_e2_a_double_0.25": values}) if "drifts by" in c.text)
+        return claim.is_reached
+
+    assert verdict(-0.05, 0.01) is True
+    assert verdict(0.05, 0.07) is None
+    assert verdict(0.2, 0.07) is None
+    assert verdict(-0.4, 0.07) is False
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_models_that_no_daemon_has_answered_for_are_named(part: str) -> None:
+    module = module_of(part)
+    assert module.answered({})
+    assert not any(module.answered({}).values())
 
 
 class Process:
