@@ -83,11 +83,11 @@ def test_the_water_model_has_the_errors_of_the_record() -> None:
         assert f"| {words} | {record['energy_rmse']:.2f} | {record['force_rmse']:.0f} |" in text
 
 
-def test_the_pages_of_the_science_are_what_the_results_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pages_of_the_science_are_what_the_results_say(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(common, "IMAGES", tmp_path / "images")
-    pages.write({part: science.module_of(part) for part in science.PARTS}, tmp_path)
-    for page in sorted(tmp_path.glob("*.md")):
+    folder = tmp_path / "docs" / "science"
+    pages.write({part: science.module_of(part) for part in science.PARTS}, folder)
+    for page in sorted(folder.glob("*.md")):
         kept = (common.PAGES / page.name).read_text(encoding="utf-8")
         assert kept == page.read_text(encoding="utf-8"), f"{page.name}: run python -m benchmarks.science pages"
 

@@ -22,7 +22,7 @@ from importlib import import_module
 from typing import Any, Final
 
 from benchmarks.science import pages
-from benchmarks.science.common import Experiment, say
+from benchmarks.science.common import QUICK_RUNS, Experiment, say
 from dpserver.errors import DPServerError
 
 PARTS: Final = {
@@ -67,13 +67,14 @@ def parser(part: str | None = None) -> argparse.ArgumentParser:
 
 
 def _common(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--quick", action="store_true", help="minutes: to see that it works")
+    one.add_argument("--quick", action="store_true", help="minutes, to see that it works: all goes to science/quick")
     one.add_argument("--again", action="store_true", help="measure also what is there already")
 
 
 def run(part: str, options: argparse.Namespace) -> Experiment:
     """Measure a part."""
-    experiment = Experiment(PARTS[part], options.quick, options.again)
+    name, again = PARTS[part], options.again
+    experiment = Experiment.quick(name, is_again=again) if options.quick else Experiment(name, is_again=again)
     module_of(part).run(experiment, options)
     return experiment
 
@@ -109,7 +110,11 @@ def main() -> int:
             failed = run_all(options)
         elif options.part != "pages":
             run(options.part, options).finish()
-        pages.write({part: module_of(part) for part in PARTS})
+        modules = {part: module_of(part) for part in PARTS}
+        if getattr(options, "quick", False):
+            pages.write(modules, QUICK_RUNS / "docs" / "science", QUICK_RUNS / "results")
+        else:
+            pages.write(modules)
     except DPServerError as error:
         say(f"error: {error}")
         return 1

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -32,6 +33,8 @@ WATER: Final = ROOT / "examples" / "water"
 RESULTS: Final = records.RESULTS / "science"
 PAGES: Final = ROOT / "docs" / "science"
 IMAGES: Final = ROOT / "docs" / "images" / "science"
+QUICK_RUNS: Final = ROOT / "science" / "quick"
+"""Work, results and pages of quick runs, which leave those of long ones alone."""
 
 Record = dict[str, Any]
 
@@ -48,10 +51,10 @@ class Experiment:
 
     Attributes:
         part: its name, and that of its file of results.
-        is_quick: short runs, to see that everything works; they never replace the results of long ones.
+        is_quick: short runs, to see that everything works.
         is_again: measure also what is there already; an interrupted one goes on where it was.
         folder: for everything big; ignored by git.
-        results: the file of results.
+        results: where the files of results lie.
     """
 
     part: str
@@ -60,18 +63,20 @@ class Experiment:
     folder: Path = field(default=ROOT / "science")
     results: Path = field(default=RESULTS)
 
+    @classmethod
+    def quick(cls, part: str, *, is_again: bool = False) -> Experiment:
+        """Short runs of a part, in a place of their own."""
+        return cls(part, True, is_again, QUICK_RUNS, QUICK_RUNS / "results")
+
     def pick(self, whole: Any, quick: Any) -> Any:
         """A length or number, as long or short runs want it."""
         return quick if self.is_quick else whole
 
     def folder_of(self, name: str) -> Path:
         """Where the measurement of this name works."""
-        base = self.folder / "quick" if self.is_quick else self.folder
-        return base / self.part / name
+        return self.folder / self.part / name
 
-    def measure(
-        self, name: str, settings: Mapping[str, Any], compute: Callable[[Path], Mapping[str, Any]]
-    ) -> Record | None:
+    def measure(self, name: str, settings: Mapping[str, Any], compute: Callable[[Path], Mapping[str, Any]]) -> Record:
         """Measure something once, and write down what came out.
 
         Args:
@@ -82,15 +87,12 @@ class Experiment:
                 JSON-able.
 
         Returns:
-            The record; None where a quick run left the record of a long one as it is, without measuring.
+            The record.
         """
         known = load_records(self.part, self.results).get(name)
         settings = json.loads(json.dumps(settings))
-        if known is not None and self.is_quick and not known["is_quick"]:
-            say(f"{self.part}: {name} is there already, from a long run")
-            return None
-        is_same = known is not None and known["settings"] == settings and known["is_quick"] == self.is_quick
-        if is_same and (not self.is_again or self._again(name) == _DONE):
+        is_same = known is not None and known["settings"] == settings
+        if known is not None and is_same and (not self.is_again or self._again(name) == _DONE):
             say(f"{self.part}: {name} is there already")
             return known
         say(f"{self.part}: {name} …")
@@ -196,8 +198,14 @@ def _stopwatch(path: Path) -> Iterator[None]:
 
 
 def identity(model: Path) -> dict[str, str]:
-    """What settings say of a model file: its name, and by its bytes which one it is."""
+    """What settings say of a model file: its name, and by its bytes which one it is.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
     path = model.resolve()
+    if not path.is_file():
+        raise ConfigError(f"{model}: there is no such model file")
     name = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
     return {"model": name, "model_sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
 
@@ -485,14 +493,28 @@ def new_figure(*, columns: int = 1, rows: int = 1, size: tuple[float, float] = (
         return figure, figure.subplots(rows, columns, squeeze=False)
 
 
+_images: ContextVar[Path] = ContextVar("images", default=IMAGES)
+
+
+@contextmanager
+def images_in(folder: Path) -> Iterator[None]:
+    """Let figures go to a folder, `../images/science` of the pages that show them."""
+    before = _images.set(folder)
+    try:
+        yield
+    finally:
+        _images.reset(before)
+
+
 def save_figure(figure: Any, name: str) -> str:
-    """Write a figure into docs/images/science and return the Markdown path that a page uses."""
+    """Write a figure beside the pages that are being written, and return the Markdown path that they use."""
     for axes in figure.axes:
         axes.title.set_fontsize(9)
         if (legend := axes.get_legend()) is not None:
             legend.set_frame_on(False)
             for text in legend.get_texts():
                 text.set_fontsize(min(text.get_fontsize(), 7.5))
-    IMAGES.mkdir(parents=True, exist_ok=True)
-    figure.savefig(IMAGES / f"{name}.png", metadata={"Software": None})
+    folder = _images.get()
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
     return f"../images/science/{name}.png"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.science.common import PAGES, RESULTS, Claim, load_records, table
+from benchmarks.science.common import PAGES, RESULTS, Claim, images_in, load_records, say, table
 
 NOTE: Final = "<!-- Written by `python -m benchmarks.science pages` from benchmarks/results/science; not by hand. -->\n"
 _REACHED: Final = {True: "yes", False: "**not reached**", None: "–"}
@@ -27,11 +27,11 @@ larger, so that its numbers and ours do not compare one to one; the difference s
 
 
 def write(parts: Mapping[str, Any], folder: Path = PAGES, results: Path = RESULTS) -> None:
-    """Write all pages.
+    """Write all pages, and say where.
 
     Args:
         parts: the module of each part, by its name on the command line.
-        folder: where the pages go.
+        folder: where the pages go; their pictures go to `../images/science` of it.
         results: where the results lie.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,10 +40,13 @@ def write(parts: Mapping[str, Any], folder: Path = PAGES, results: Path = RESULT
         name = module.__name__.rpartition(".")[2]
         found = load_records(name, results)
         text = [NOTE, f"# {module.TITLE}\n", _command(part, name, results), _answered(module.answered(found))]
-        (folder / f"{name}.md").write_text("\n".join([*text, module.page(found).rstrip() + "\n"]), encoding="utf-8")
+        with images_in(folder.parent / "images" / "science"):
+            text.append(module.page(found).rstrip() + "\n")
+        (folder / f"{name}.md").write_text("\n".join(text), encoding="utf-8")
         index += [f"## [{module.TITLE}]({name}.md)\n", _claims(module.claims(found)), _command(part, name, results)]
         index += [_answered(module.answered(found))]
     (folder / "index.md").write_text("\n".join(index), encoding="utf-8")
+    say(f"pages written into {folder}, from the results in {results}")
 
 
 def _command(part: str, name: str, results: Path) -> str:

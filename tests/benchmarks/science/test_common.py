@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.science import common, pages
-from benchmarks.science.common import Claim, Experiment, MissingData, load_records
+from benchmarks.science.common import Claim, Experiment, MissingData, identity, load_records
 from dpserver.errors import ConfigError
 
 
@@ -45,19 +45,6 @@ def test_measured_once_for_the_same_settings(tmp_path: Path) -> None:
     assert record["value"] == 0.5
     assert record["curve"] == [1.0, 0.3333333]
     assert {"seconds", "date", "machine", "versions", "is_quick"} <= set(record)
-
-
-def test_a_quick_run_does_not_replace_a_long_one(tmp_path: Path) -> None:
-    compute = Counted()
-    experiment(tmp_path).measure("a", {"steps": 100}, compute)
-    assert experiment(tmp_path, is_quick=True).measure("a", {"steps": 1}, compute) is None
-    assert load_records("part", tmp_path / "results")["a"]["settings"] == {"steps": 100}
-    assert experiment(tmp_path, is_quick=True, is_again=True).measure("a", {"steps": 1}, compute) is None
-    assert load_records("part", tmp_path / "results")["a"]["settings"] == {"steps": 100}
-    experiment(tmp_path, is_quick=True).measure("b", {"steps": 1}, compute)
-    experiment(tmp_path).measure("b", {"steps": 100}, compute)
-    assert not load_records("part", tmp_path / "results")["b"]["is_quick"]
-    assert compute.calls == 3
 
 
 def test_what_was_interrupted_finds_what_it_left(tmp_path: Path) -> None:
@@ -118,6 +105,11 @@ def test_a_folder_of_other_settings_is_emptied(tmp_path: Path) -> None:
     shutil.rmtree(one.folder_of("b"))
     assert one.is_taken("b", {"seed": 2})
     assert not one.is_taken("b", {"seed": 1})
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nope\.pt: there is no such model file"):
+        identity(tmp_path / "nope.pt")
 
 
 class Stubborn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -109,14 +110,14 @@ def test_a_run_goes_on_from_its_last_whole_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_every_part_has_what_a_part_has(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(common, "IMAGES", tmp_path)
+def test_every_part_has_what_a_part_has(part: str, tmp_path: Path) -> None:
     module = module_of(part)
     options = parser(part).parse_args([part, "--quick"])
     assert options.quick
     # Nothing measured, and what the results hold.
     for found in ({}, load_records(PARTS[part])):
-        assert isinstance(module.page(found), str)
+        with common.images_in(tmp_path):
+            assert isinstance(module.page(found), str)
         assert all(claim.text and claim.result for claim in module.claims(found))
 
 
@@ -340,3 +341,44 @@ def test_one_part_that_fails_does_not_stop_the_others(
     assert finished == ["molecules", "smoothness", "linear_cost", "long_range"]
     assert "ZeroDivisionError" in said
     assert "quantum: no i-PI" in said
+
+
+class Measured(Fragile):
+    """A part that measures one thing and draws a figure."""
+
+    TITLE = "Measured"
+
+    def __init__(self, part: str) -> None:
+        super().__init__(part)
+        self.__name__ = f"benchmarks.science.{part}"
+
+    def run(self, experiment: Experiment, _: argparse.Namespace) -> None:
+        experiment.measure("a", {"seed": 1}, lambda _: {"value": 1})
+
+    def page(self, found: dict[str, common.Record]) -> str:
+        common.save_figure(common.new_figure()[0], "measured")
+        return f"{len(found)} measured"
+
+    def answered(self, _: dict[str, common.Record]) -> dict[str, str]:
+        return {}
+
+    def claims(self, _: dict[str, common.Record]) -> list[common.Claim]:
+        return []
+
+
+def test_a_quick_run_has_results_and_pages_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(program, "module_of", Measured)
+    monkeypatch.setattr(program, "PARTS", {"measured": "measured"})
+    for module in (program, common):
+        monkeypatch.setattr(module, "QUICK_RUNS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["science", "measured", "--quick"])
+    assert program.main() == 0
+    assert (tmp_path / "docs" / "science" / "measured.md").read_text(encoding="utf-8").endswith("1 measured\n")
+    assert (tmp_path / "docs" / "images" / "science" / "measured.png").exists()
+    assert load_records("measured", tmp_path / "results")["a"]["is_quick"]
+    assert str(tmp_path / "docs" / "science") in capsys.readouterr().out
+    others = (common.PAGES / "measured.md", common.IMAGES / "measured.png", RESULTS / "measured.json")
+    assert not any(path.exists() for path in others)
