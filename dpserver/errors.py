@@ -14,6 +14,10 @@ class ConfigError(DPServerError):
     """A command line, an endpoint or a training input that cannot be used."""
 
 
+class OutputError(ConfigError):
+    """A file that cannot be written: no permission, no room, no such place."""
+
+
 class ModelFileError(DPServerError):
     """A model file that is missing, damaged, of another format, or unsafe to read."""
 

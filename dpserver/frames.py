@@ -267,25 +267,35 @@ def _check_cells(cells: Floats, periodic: Bools) -> None:
         cells: lattice vectors, (n_frames, 3, 3).
         periodic: directions, (n_frames, 3).
     """
+    if (k := singular_cell(cells, periodic)) is not None:
+        raise StructureError(
+            f"the cell is singular: lattice vectors {cells[k][periodic[k]].tolist()} Å do not span a volume; "
+            "send zeros for an open system"
+        )
+
+
+def singular_cell(cells: Floats, periodic: Bools) -> int | None:
+    """The first cell whose periodic lattice vectors do not span a volume.
+
+    Args:
+        cells: lattice vectors, (n_frames, 3, 3).
+        periodic: directions, (n_frames, 3).
+    """
     # All at once; one by one only those that look singular, and those with open directions.
     rows = _scaled(cells)
     volume, product = np.abs(np.linalg.det(rows)), np.linalg.norm(rows, axis=2).prod(axis=1)
-    for k in np.flatnonzero(~periodic.all(axis=1) | (volume <= 2e-6 * product)):
-        _check_cell(cells[k][periodic[k]])
+    suspects = np.flatnonzero(~periodic.all(axis=1) | (volume <= 2e-6 * product))
+    return next((int(k) for k in suspects if _is_singular(cells[k][periodic[k]])), None)
 
 
-def _check_cell(vectors: Floats) -> None:
+def _is_singular(vectors: Floats) -> bool:
     """Periodic lattice vectors must be independent: their volume is compared with the product of their lengths."""
     if not len(vectors):
-        return
+        return False
     rows = _scaled(vectors)
     lengths = np.linalg.norm(rows, axis=1)
     gram = float(np.linalg.det(rows @ rows.T))
-    if not lengths.all() or gram <= (1e-6 * lengths.prod()) ** 2:
-        raise StructureError(
-            f"the cell is singular: lattice vectors {vectors.tolist()} Å do not span a volume; "
-            "send zeros for an open system"
-        )
+    return not lengths.all() or gram <= float(1e-6 * lengths.prod()) ** 2
 
 
 @dataclass(frozen=True, eq=False)

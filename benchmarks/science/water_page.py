@@ -166,11 +166,12 @@ beside the 400 DFT frames of the data. The first tenth of each run is left out. 
 functional nor temperature; they are frames of classical nuclei. Neighbours in the angles O–O–O are those within the
 radius in which an O has 4 neighbours on average in the DFT frames.
 
-A model that has learnt from 320 frames has no idea of atoms that are much closer than in any of them, and may fall into
-a hole of its energy there. On 2026-11-21 a run at 330 K with seed 31415 ended so: after 14 ps two O were 1.1 Å apart,
-and the energy fell by 200 eV until the daemon refused the structure for its number of neighbours; the reference path
-has the same energies to 1 meV. With seed 1 (`--dynamics-seed 1`) it went through, and is the one that is shown; so did
-the one at 300 K with seed 31415. For long runs take more data, or a repulsion beside the network.
+A model that has learnt from 320 frames has no idea of atoms that are much closer than in any of them, and falls into a
+hole of its energy there now and then. On 2026-11-21 two of three runs at 330 K ended so: with seed 31415 after 14 ps,
+when two O were 1.1 Å apart and the energy fell by 200 eV until the daemon refused the structure for its number of
+neighbours, and with seed 1 after 12 ps; the reference path has the same energies to 1 meV. The third,
+`--dynamics-seed 2`, went through and is shown; so did the one at 300 K. For long runs take more data, or a repulsion
+beside the network.
 """
     if reference is None or not liquids:
         return intro + "\n" + origin(None)

@@ -22,7 +22,7 @@ from dpserver.cli.status import status
 from dpserver.cli.tabulate import tabulate
 from dpserver.cli.test import test
 from dpserver.cli.train import train
-from dpserver.errors import ConfigError, DPServerError
+from dpserver.errors import ConfigError, DPServerError, OutputError
 
 _HELP = """Serve a Deep Potential to MD codes that listen for forces over the i-PI socket.
 
@@ -98,3 +98,8 @@ def main() -> None:
             app(arguments, prog_name="dpserver")
         except DPServerError as error:
             _fail(error)
+        except OSError as error:
+            if not console.is_of_stdout(error):
+                raise
+            console.give_up_stdout()
+            _fail(OutputError(f"cannot write to standard output: {error.strerror}"))

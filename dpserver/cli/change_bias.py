@@ -10,6 +10,7 @@ import typer
 
 from dpserver.cli import console, options
 from dpserver.errors import ConfigError
+from dpserver.files import check_output
 
 if TYPE_CHECKING:
     from dpserver.models.potential import Potential
@@ -120,8 +121,7 @@ def _check(output: Path, mode: str, sources: dict[str, Path | str | None]) -> No
         )
     if mode not in ("change", "set"):
         raise ConfigError(f"--mode {mode}: expected change or set")
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        raise ConfigError(f"--output {output}: expected a file name in an existing folder")
+    check_output(output, "--output")
     if output.suffix in (".pth", ".pb", ".dp", ".yaml"):
         raise ConfigError(f"--output {output}: a model file of dpserver is written; then dpserver export {output}")
 

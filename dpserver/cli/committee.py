@@ -9,6 +9,7 @@ import typer
 
 from dpserver.cli import console
 from dpserver.errors import ConfigError
+from dpserver.files import check_output
 
 
 def committee(
@@ -24,8 +25,7 @@ def committee(
 
     The models differ by the seed of their training, or by its data. A committee among them enters member by member.
     """
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        raise ConfigError(f"--output {output}: expected a file name in an existing folder")
+    check_output(output, "--output")
     if output.exists() and any(output.samefile(model) for model in models if model.exists()):
         raise ConfigError(f"--output {output} is one of the models to join; give the committee a name of its own")
 

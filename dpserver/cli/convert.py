@@ -9,6 +9,7 @@ import typer
 
 from dpserver.cli import beside, console, options
 from dpserver.errors import ConfigError, ModelFileError
+from dpserver.files import check_output
 
 
 def import_model(
@@ -90,7 +91,6 @@ def export_model(
 
 def _check_output(output: Path, source: Path) -> None:
     """Refuse a place where no file can be written, or the one that is to be read."""
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        raise ConfigError(f"{output}: expected a file name in an existing folder")
+    check_output(output)
     if output.exists() and source.exists() and output.samefile(source):
         raise ConfigError(f"{output} is the file to read; give the new one a name of its own")

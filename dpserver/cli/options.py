@@ -13,6 +13,16 @@ _COMMITTEE = "Where a committee disagrees"
 _BESIDE = "What to say beside the forces"
 _HOW = "How long, how loud"
 
+
+def check_threads(count: int | None) -> int | None:
+    """Refuse a number of threads before anything is read."""
+    from dpserver.kernels.threads import check_count
+
+    if count is not None:
+        check_count(count)
+    return count
+
+
 ServedModel = Annotated[
     Path | None,
     typer.Option(
@@ -187,6 +197,7 @@ Threads = Annotated[
     typer.Option(
         help="Threads that compute on the CPU.",
         metavar="N",
+        callback=check_threads,
         envvar="DPSERVER_THREADS",
         rich_help_panel=_WHAT,
         show_default="one for each core, under mpirun its share of them",

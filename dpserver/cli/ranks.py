@@ -280,6 +280,8 @@ def spread(
 
     served = _ready(model, whole)
     if team is None or crew is None:
+        if decompose == Decompose.SPACE:
+            logger.info("--decompose space: there is one process, and nothing to cut; start several by mpirun -n N")
         return served
     about = [service.describe(team.me, team.places), *crew.await_model()]
     counts = ", ".join(f"{about.count(text)} with {text}" for text in dict.fromkeys(about))

@@ -9,7 +9,7 @@ import typer
 
 from dpserver.cli import console, options
 from dpserver.defaults import TABLE_ERROR
-from dpserver.errors import ConfigError
+from dpserver.files import check_output
 
 
 def tabulate(
@@ -23,8 +23,7 @@ def tabulate(
 
     They are used as long as the weights are those they were made from, for the error they were made for.
     """
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        raise ConfigError(f"--output {output}: expected a file name in an existing folder")
+    check_output(output, "--output")
 
     from dpserver.models import checkpoint, kept_tables
     from dpserver.models.compilation import check_table_error

@@ -14,6 +14,7 @@ import typer
 from dpserver.cli import console, options
 from dpserver.defaults import TABLE_ERROR
 from dpserver.errors import ConfigError
+from dpserver.files import check_output
 
 if TYPE_CHECKING:
     from dpserver.train.data import LabelledFrames
@@ -111,6 +112,7 @@ def test(
 
     if plot is not None:
         figure.check_format(plot)
+        check_output(plot, "--plot")
     files = None if detail is None else DetailFiles(detail, atomic=atomic)
     given = list(paths or ())
     if model is None:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dpserver.cli import beside, console
+from dpserver.cli import beside, console, options
 from dpserver.cli.change_bias import describe
-from dpserver.errors import ConfigError
+from dpserver.errors import ConfigError, OutputError
+from dpserver.files import check_folder, check_output
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -102,7 +103,14 @@ def train(
         ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads.", envvar="DPSERVER_THREADS", show_default="all cores")
+        int | None,
+        typer.Option(
+            callback=options.check_threads,
+            help="CPU threads.",
+            metavar="N",
+            envvar="DPSERVER_THREADS",
+            show_default="all cores",
+        ),
     ] = None,
     skip_neighbor_stat: Annotated[bool, typer.Option("--skip-neighbor-stat", hidden=True)] = False,
     log_level: Annotated[str | None, typer.Option("--log-level", "-v", hidden=True)] = None,
@@ -141,12 +149,13 @@ def train(
     config = start.read(input_file, replaces=use_pretrain_script)
     if seed is not None:
         config = config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
+    _check_places(config)
     if threads is not None:
         torch.set_num_threads(threads)
     with console.err.status("reading data and neighbour lists"):
         trainer = Trainer(config, Path.cwd(), start.checkpoint, start.pretrained)
-    _describe(trainer, start)
-    with _signals() as should_stop:
+    _describe(trainer, config, start)
+    with _signals() as should_stop, _weights_kept(trainer, input_file):
         is_done = _run(trainer, config, None if start.checkpoint is None else trainer.step, should_stop)
         if is_done:
             if config.training.change_bias_after_training:
@@ -205,8 +214,33 @@ def _check_output(output: Path) -> None:
     """Find out before the training whether its result can be written."""
     if output.suffix == ".json":
         raise ConfigError(f"--output {output}: this is where the model goes, w.pt by default, not a copy of the input")
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        raise ConfigError(f"--output {output}: expected a file name in an existing folder")
+    check_output(output, "--output")
+
+
+def _check_places(config: TrainInput) -> None:
+    """Find out before the training whether what it leaves on its way can be written."""
+    t = config.training
+    places = {"training.save_ckpt": t.checkpoint_prefix}
+    if t.disp_training:
+        places["training.disp_file"] = Path(t.disp_file)
+    if t.tensorboard:
+        places["training.tensorboard_log_dir"] = Path(t.tensorboard_log_dir)
+    for key, place in places.items():
+        check_folder(place.parent, f"{key} {place}")
+
+
+@contextlib.contextmanager
+def _weights_kept(trainer: Trainer, input_file: Path) -> Iterator[None]:
+    """Say where the weights are when a file of the training cannot be written."""
+    try:
+        yield
+    except OutputError as error:
+        if trainer.saved is None:
+            raise OutputError(f"{error}; there is no checkpoint yet, start again") from None
+        raise OutputError(
+            f"{error}; the newest weights are in {trainer.saved}, continue with: "
+            f"dpserver train {input_file} --restart {trainer.saved}"
+        ) from None
 
 
 def _find_checkpoint(path: Path, option: str) -> Path:
@@ -221,23 +255,28 @@ def _find_checkpoint(path: Path, option: str) -> Path:
     return found[-1]
 
 
-def _describe(trainer: Trainer, start: _Start) -> None:
+def _describe(trainer: Trainer, config: TrainInput, start: _Start) -> None:
     n_frames = sum(s.data.n_frames for s in trainer.systems)
     n_valid = sum(s.data.n_frames for s in trainer.valid_systems)
     n_weights = sum(p.numel() for p in trainer.potential.parameters())
     p = trainer.potential
     _tell(
         f"{p.config.descriptor.type} for {' '.join(p.species)}: {n_weights} weights, {p.precision} precision, "
-        f"{p.device}; {n_frames} frames to train on, {n_valid} to validate; seed {trainer.seed}"
+        f"{p.device}; {n_frames} frame{'s' * (n_frames != 1)} to train on, {n_valid} to validate; seed {trainer.seed}"
     )
     _tell(f"training step: {trainer.evaluator.describe()}")
     for note in trainer.notes:
         _tell(f"warning: {note}")
     if start.checkpoint is not None:
-        _tell(f"continuing from {start.checkpoint} at step {trainer.step}")
+        is_done = trainer.step == trainer.numb_steps
+        rest = f" of {trainer.numb_steps}: nothing is left to train, only the model to be written" if is_done else ""
+        _tell(f"continuing from {start.checkpoint} at step {trainer.step}{rest}")
     if start.pretrained is not None:
         _tell(f"starting from {start.pretrained.path}")
         _tell_bias(trainer)
+    if config.adopts_charges:
+        source = start.checkpoint or "the model"
+        _tell(f"the charges of {source} go on, since the input has no section model.electrostatics")
 
 
 def _tell_bias(trainer: Trainer) -> None:

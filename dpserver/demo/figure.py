@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from dpserver.demo.analysis import Distribution, Results
 from dpserver.demo.rdf import Floats, coarsen
+from dpserver.files import writing
 
 _BEADS: Final = "#0072b2"
 _REFERENCE: Final = "0.55"
@@ -47,6 +48,9 @@ def draw(results: Results, reference: Distribution | None, path: Path, title: st
         reference: g(r) to compare with; None leaves it out.
         path: the image, of the format its suffix names.
         title: one line above the panels.
+
+    Raises:
+        OutputError: the image cannot be written.
     """
     pairs = list(results.distribution.g)[:3]
     with mpl.rc_context(_STYLE):
@@ -64,7 +68,8 @@ def draw(results: Results, reference: Distribution | None, path: Path, title: st
             axes.set_title(f"({letter})", loc="left", fontsize=9, fontweight="bold", pad=4)
         figure.draw_without_rendering()  # settles the places of the labels
         _separate(labels, 72.0 / figure.dpi)
-        figure.savefig(path)
+        with writing(path):
+            figure.savefig(path)
 
 
 def _draw_distribution(axes: Axes, results: Results, reference: Distribution | None, pair: str) -> None:

@@ -16,6 +16,7 @@ from string import Template
 from typing import Final
 
 from dpserver.errors import ConfigError, DPServerError, ModelFileError, StructureError
+from dpserver.files import check_folder, writing
 
 PROPERTIES: Final = "simulation.out"
 INPUT: Final = "input.xml"
@@ -127,7 +128,7 @@ def prepare(settings: Settings, address: str) -> None:
     """Write i-PI's input into the output directory and clear away an earlier run's files.
 
     Raises:
-        ConfigError: a number makes no sense.
+        ConfigError: a number makes no sense, or nothing can be written there.
         ModelFileError: there is no model file.
         StructureError: the structure cannot be read.
     """
@@ -152,11 +153,13 @@ def prepare(settings: Settings, address: str) -> None:
         temperature=settings.temperature,
         timestep=settings.timestep,
     )
-    settings.output.mkdir(parents=True, exist_ok=True)
-    for pattern in (PROPERTIES, "simulation.pos_*.xyz", "RESTART", "EXIT", *LOGS):
-        for path in settings.output.glob(pattern):
-            path.unlink()
-    (settings.output / INPUT).write_text(text, encoding="utf-8")
+    check_folder(settings.output, f"--output {settings.output}")
+    with writing(settings.output / INPUT):
+        settings.output.mkdir(parents=True, exist_ok=True)
+        for pattern in (PROPERTIES, "simulation.pos_*.xyz", "RESTART", "EXIT", *LOGS):
+            for path in settings.output.glob(pattern):
+                path.unlink()
+        (settings.output / INPUT).write_text(text, encoding="utf-8")
 
 
 def read_symbols(path: Path) -> list[str]:

@@ -7,10 +7,15 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable
+from typing import Final
 
 from dpserver.errors import ConfigError
 
 Job = Callable[[int], None]
+
+_SOME: Final = 256
+_MOST_PER_CORE: Final = 4
+"""More threads than these on each core, and than `_SOME` in all, are a slip of the finger."""
 
 
 def available_cores() -> int:
@@ -20,6 +25,23 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def check_count(count: int) -> None:
+    """Refuse numbers of threads that nobody can want.
+
+    Raises:
+        ConfigError: there is none, or there are far more than cores.
+    """
+    if count < 1:
+        raise ConfigError(f"the number of threads must be at least 1, got {count}")
+    cores = available_cores()
+    if count > (most := max(_SOME, _MOST_PER_CORE * cores)):
+        on = f"{cores} core{'s' * (cores != 1)}"
+        raise ConfigError(
+            f"the number of threads must be at most {most}, got {count}; this process may use {on}, and more threads "
+            "than cores are no faster"
+        )
+
+
 class Threads:
     """The calling thread and `count` - 1 others.
 
@@ -27,12 +49,12 @@ class Threads:
         count: threads that compute, by default one for each core available; nothing else here starts any.
 
     Raises:
-        ConfigError: it is not positive.
+        ConfigError: it is not positive, or far larger than the number of cores.
     """
 
     def __init__(self, count: int | None = None) -> None:
-        if count is not None and count < 1:
-            raise ConfigError(f"the number of threads must be at least 1, got {count}")
+        if count is not None:
+            check_count(count)
         self.count = count or available_cores()
         self._jobs: list[queue.SimpleQueue[Job | None]] = []
         self._done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()

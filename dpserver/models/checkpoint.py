@@ -6,9 +6,7 @@ Version 1 holds a model. Version 2 holds a committee: its `members` is a list of
 from __future__ import annotations
 
 import io
-import os
 import pickle
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -18,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from dpserver import files
 from dpserver.defaults import TABLE_ERROR
 from dpserver.errors import ConfigError, DeviceError, ModelFileError
 from dpserver.frames import Floats
@@ -130,25 +129,16 @@ def _is_same(state: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor
 
 
 def write(path: str | Path, values: Mapping[str, Any]) -> None:
-    """Write a dict of plain values and tensors, atomically: the file is the old one or the whole new one."""
-    path = Path(path)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            torch.save(dict(values), stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    """Write a dict of plain values and tensors, atomically: the file is the old one or the whole new one.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    files.write(path, to_bytes(values))
 
 
 def save(path: str | Path, potential: AtomicModel, training: Mapping[str, Any] | None = None) -> None:
-    """Write a model file; see `contents`."""
+    """Write a model file; see `contents` and `write`."""
     write(path, contents(potential, training))
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from dpserver.defaults import TABLE_ERROR
 from dpserver.errors import ConfigError
 from dpserver.frames import ForceResult, Frames
+from dpserver.kernels.threads import check_count
 from dpserver.models.accelerated import WithChargeNets
 from dpserver.models.behler_parrinello import BehlerParrinello
 from dpserver.models.curves import Tabulated, charge_nets, limits_of, tabulated, variable_of
@@ -55,14 +56,14 @@ class Compilation:
         table_error: of forces, relative, that is aimed at.
 
     Raises:
-        ConfigError: a number that is not positive, or tables that would be too coarse.
+        ConfigError: a number that is not positive, far too many threads, or tables that would be too coarse.
     """
 
     def __init__(
         self, members: Sequence[Potential], threads: int | None = None, table_error: float = TABLE_ERROR
     ) -> None:
-        if threads is not None and threads < 1:
-            raise ConfigError(f"the number of threads must be at least 1, got {threads}")
+        if threads is not None:
+            check_count(threads)
         check_table_error(table_error)
         self._members = tuple(members)
         self._threads = threads
@@ -180,7 +181,7 @@ class Compilation:
             elif _has_fast_charges(self._members[numbers[0]]):
                 made.append(self._with_charges(numbers[0]))
         if made:
-            logger.info("getting ready; the first time on a machine its kernels are compiled, some ten seconds")
+            logger.info("getting ready; the first time on a machine its kernels are compiled, up to a minute")
         for one in made:
             one.warm_up()
 

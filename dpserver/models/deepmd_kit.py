@@ -19,6 +19,7 @@ import torch
 from dpserver import neighbors
 from dpserver.errors import ConfigError, DeviceError, ModelFileError, StructureError
 from dpserver.frames import Floats, ForceResult, Frames, Ints
+from dpserver.kernels.threads import check_count
 from dpserver.models.parameters import Takes, check_parameters
 
 _OVERLAP_RADIUS: Final = 1.0  # Å; within it atoms are looked at that may lie on top of each other
@@ -166,8 +167,7 @@ def _prepare(device: torch.device, threads: int | None) -> None:
     if device.type == "cpu":
         os.environ["DEVICE"] = "cpu"
     if threads is not None:
-        if threads < 1:
-            raise ConfigError(f"threads must be at least 1, got {threads}")
+        check_count(threads)
         os.environ["DP_INTRA_OP_PARALLELISM_THREADS"] = str(threads)
         os.environ.setdefault("DP_INTER_OP_PARALLELISM_THREADS", "1")
         torch.set_num_threads(threads)

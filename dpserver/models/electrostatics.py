@@ -27,6 +27,7 @@ from dpserver.models.graph import Graph
 from dpserver.models.wholes import totals
 
 _TOLERANCE = 1e-6
+_CAUSES = "the structure has other molecules, or lacks atoms"
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,13 +210,14 @@ def counts_of(frames: Frames) -> Ints:
     return frames.counts if wholes is None else np.where(wholes.is_part, wholes.counts, frames.counts)
 
 
-def checked(config: ElectrostaticsConfig, frames: Frames, charges: Floats) -> None:
+def checked(config: ElectrostaticsConfig, frames: Frames, charges: Floats, causes: str = _CAUSES) -> None:
     """Refuse structures whose charges have no energy here.
 
     Args:
         config: what is said of the charges.
         frames: the structures.
         charges: of their atoms by species alone, (n_atoms,), e.
+        causes: why they may not add up.
 
     Raises:
         StructureError: a structure is periodic in some directions only, comes in parts that are not evaluated together,
@@ -239,5 +241,5 @@ def checked(config: ElectrostaticsConfig, frames: Frames, charges: Floats) -> No
         k = int(wrong[0])
         raise StructureError(
             f"the charges of frame {k} add up to {sums[k]:+.6g} e, the model is for {config.total_charge:+g} e "
-            "(electrostatics.total_charge): the structure has other molecules, or lacks atoms"
+            f"(electrostatics.total_charge): {causes}"
         )

@@ -29,6 +29,8 @@ Table = Mapping[str, Any]
 
 UNSPOKEN_TAG: Final = "none"
 """The `type` of a section that only finished models have."""
+_NO_SECTION: Final = frozenset({"model_type", "model_attributes_type", "dict_type"})
+"""What pydantic says, by its classes, of a value that stands where a section should."""
 UNSUPPORTED: Final = object()
 """In a `fixed` table: no value of this key is supported."""
 
@@ -138,6 +140,8 @@ def _describe(root: type[Section], path: str, error: dict[str, Any]) -> str:
         )
         tags = tags.replace(f", '{UNSPOKEN_TAG}'", "")
         return f"{key}.type: supported are {tags}; {_shown_type(got)}"
+    if kind in _NO_SECTION:
+        return f"{key}: must be keys with their values in braces, {{ … }}, got {_shown(got)}"
     message = str(context.get("error", error["msg"]))
     return f"{key}: {message[:1].lower()}{message[1:]}, got {_shown(got)}"
 

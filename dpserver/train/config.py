@@ -111,6 +111,7 @@ class TrainInput(Section):
     dpserver: OptionsConfig = OptionsConfig()
 
     _data_types: tuple[str, ...] | None = PrivateAttr(default=None)
+    _adopts_charges: bool = PrivateAttr(default=False)
 
     @property
     def data_types(self) -> tuple[str, ...]:
@@ -122,6 +123,11 @@ class TrainInput(Section):
         copied = self.model_copy()
         copied._data_types = tuple(types)
         return copied
+
+    @property
+    def adopts_charges(self) -> bool:
+        """Whether the charges are those of the model that training starts from, of which the input says nothing."""
+        return self._adopts_charges
 
     @property
     def options(self) -> OptionsConfig:
@@ -187,6 +193,8 @@ def load_input(
     parsed = parse(TrainInput, data)
     if known is not None and isinstance(given, Mapping) and isinstance(given.get("type_map"), list):
         parsed = parsed.with_data_types(given["type_map"])
+    said = given if isinstance(given, Mapping) else {}
+    parsed._adopts_charges = parsed.model.electrostatics is not None and "electrostatics" not in said
     table = parsed.model.use_srtab
     if table is not None and not Path(table).exists() and (path.parent / table).exists():
         model = parsed.model.model_copy(update={"use_srtab": str(path.parent / table)})

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from dpserver import files
 from dpserver.errors import DataError
 from dpserver.frames import Floats
 from dpserver.train.figure import BLUE, GREY, ORANGE, panels, tick_log
@@ -40,6 +40,7 @@ class LearningCurve:
 
     Raises:
         DataError: on restart, the existing file has other columns.
+        OutputError: the file cannot be written.
     """
 
     def __init__(
@@ -58,10 +59,9 @@ class LearningCurve:
             kept = self._lines_until(restart_step)
         header = "# step " + "".join(f"   {name:>11s}" for name in self._names()) + "   lr\n"
         note = "# nan where there is no reference; energy and virial per atom, eV and eV/Å\n"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = self.path.with_name(f".{self.path.name}.new")
-        new.write_text(header + note + "".join(kept), encoding="utf-8")
-        os.replace(new, self.path)
+        with files.writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        files.write(self.path, (header + note + "".join(kept)).encode())
 
     def _names(self) -> list[str]:
         stems = ["rmse" if term == "total" else f"rmse_{term}" for term in self.terms]
@@ -94,10 +94,13 @@ class LearningCurve:
             lr: learning rate of the last one.
             train: root mean squared errors by term, on the training batch.
             validation: the same on the validation set.
+
+        Raises:
+            OutputError: the file cannot be written.
         """
         sources = (validation or {}, train) if self.has_validation else (train,)
         values = [source.get(term, math.nan) for term in self.terms for source in sources]
-        with self.path.open("a", encoding="utf-8") as stream:
+        with files.writing(self.path), self.path.open("a", encoding="utf-8") as stream:
             stream.write(self._line(step, values, lr))
 
 

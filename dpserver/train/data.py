@@ -12,12 +12,13 @@ import numpy as np
 
 from dpserver.errors import DataError, StructureError
 from dpserver.frames import Floats, Frames, Ints
-from dpserver.train.formats.common import Contents, merge
+from dpserver.train.formats.common import Contents, fault_of, merge
 from dpserver.train.formats.sources import Source, find_systems
 from dpserver.train.labels import LABELS
 
 _FIRST = ("energy", "forces", "virial")
 """The labels that have no default; a system may still lack them."""
+_HOW_OPEN = 'say so in the data, as pbc="F F F" does in extended XYZ'
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,6 +238,8 @@ def _check(system: LabelledFrames) -> None:
             f"{system.name} has neither energy nor forces nor another label; expected energy.npy and force.npy in each "
             "set, energy=… and columns forces:R:3 in extended XYZ"
         )
+    if (fault := fault_of(system.frames, _HOW_OPEN)) is not None:
+        raise DataError(f"{system.name}: frame {fault.frame}: {fault.problem}; {fault.remedy}")
     try:
         system.frames.check(len(system.species))
     except StructureError as error:

@@ -19,6 +19,7 @@ from typing import Final
 import numpy as np
 
 from dpserver.errors import ConfigError, DataError
+from dpserver.files import check_folder, writing
 from dpserver.frames import Floats
 from dpserver.train.report import Comparison
 
@@ -45,6 +46,7 @@ class DetailFiles:
     def __init__(self, prefix: Path, *, atomic: bool = False) -> None:
         if not prefix.name or not prefix.absolute().parent.is_dir():
             raise ConfigError(f"--detail {prefix}: expected the beginning of a file name in an existing folder")
+        check_folder(prefix.parent, f"--detail {prefix}")
         self.prefix = prefix
         self.atomic = atomic
         self.written: list[Path] = []
@@ -56,6 +58,7 @@ class DetailFiles:
         Raises:
             DataError: the frames have different numbers of atoms with a dipole or polarizability, so that theirs fit
                 into no table.
+            OutputError: a file cannot be written.
         """
         kinds = [kind for kind in _COMPONENTS if kind in comparison.predicted]
         if kinds:
@@ -103,7 +106,7 @@ class DetailFiles:
         """Add lines to a file; the first time it is made anew, with a header."""
         path = self.prefix.with_suffix(suffix)
         is_new = path not in self.written
-        with path.open("w" if is_new else "a", encoding="utf-8") as stream:
+        with writing(path), path.open("w" if is_new else "a", encoding="utf-8") as stream:
             np.savetxt(stream, rows, header=header if is_new else "")
         if is_new:
             self.written.append(path)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from dpserver import files
 from dpserver.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ def panels(path: str | Path, heights: Sequence[float], widths: Sequence[float]) 
 
     Raises:
         ConfigError: matplotlib is not installed, or the format is unknown.
+        OutputError: the file cannot be written.
     """
     check_format(path)
     import matplotlib
@@ -80,8 +83,9 @@ def panels(path: str | Path, heights: Sequence[float], widths: Sequence[float]) 
             len(heights), len(widths), squeeze=False, height_ratios=list(heights), width_ratios=list(widths)
         )
         yield [list(row) for row in axes]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
+        picture = io.BytesIO()
+        figure.savefig(picture, format=path.suffix[1:], dpi=150)
+        files.write(path, picture.getvalue())
 
 
 def tick_log(axis: Axis) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dpserver import __version__
+from dpserver import __version__, files
 from dpserver.errors import ConfigError, DataError, ModelFileError, StructureError
 from dpserver.frames import Ints
 from dpserver.models import checkpoint
@@ -73,6 +73,7 @@ class Trainer:
         numb_steps: length of the training.
         evaluator: evaluates what is fitted, and tells how.
         seed: seed of weights and batches.
+        saved: newest checkpoint, the one continued from at first.
         notes: what the user should know of the data before it is trained on.
         bias_change: what starting from a trained model did to the energies of the species, if it did.
 
@@ -90,13 +91,18 @@ class Trainer:
         self.config = config = config.model_copy(update={"model": network})
         self.folder = folder
         self.step = 0
+        self.saved = restart
         resumed = None if restart is None else _read_checkpoint(restart)
         device = checkpoint.choose_device(config.options.device)
         training, validation = config.training.training_data, config.training.validation_data
         self._room = Room()
         self.systems = self._read(training)
         self.valid_systems = [] if validation is None else self._read(validation)
-        self.notes = check_labels(self.systems, _needed(config))
+        charges = config.model.electrostatics
+        self.notes = [
+            *check_labels(self.systems, _needed(config)),
+            *([] if charges is None else charges.doubts(config.model.rcut)),
+        ]
         self.seed = _choose_seed(config) if resumed is None else int(resumed["training"]["seed"])
         self.sampler = BatchSampler([s.data for s in self.systems], training, self.seed)
         self.valid_sampler = (
@@ -215,6 +221,9 @@ class Trainer:
 
         Returns:
             Its path.
+
+        Raises:
+            OutputError: it cannot be written; those before it are as they were.
         """
         t = self.config.training
         values = checkpoint.contents(self.potential, self.card())
@@ -229,13 +238,15 @@ class Trainer:
             averaged = {**values, "state": {**values["state"], **resume["average"]}}
             averaged.pop("tables", None)  # which are of the other weights
             self._write(t.average_prefix, averaged, t.ema_ckpt_keep)
-        return self._write(t.checkpoint_prefix, {**values, "resume": resume})
+        self.saved = self._write(t.checkpoint_prefix, {**values, "resume": resume})
+        return self.saved
 
     def _write(self, name: Path, values: Mapping[str, Any], n_kept: int | None = None) -> Path:
         """Write one of a series of files, and drop the oldest."""
         t, prefix = self.config.training, self.folder / name
         path = prefix.with_name(f"{prefix.name}-{self.step}.pt")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with files.writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.write(path, values)
         for old in checkpoints(prefix)[: -t.n_kept(self.numb_steps, n_kept)]:
             old.unlink()
@@ -361,6 +372,11 @@ class Trainer:
             self.valid_sampler.load_state_dict(values["resume"]["valid_sampler"])
         self.evaluator.load_state_dict(values["resume"].get("evaluator", {}), f"the checkpoint {name}")
         self.step = int(values["training"]["step"])
+        if self.step > self.numb_steps:
+            raise ConfigError(
+                f"the checkpoint {name} is already at step {self.step} of {self.numb_steps}: nothing is left to train; "
+                f"make training.numb_steps (or numb_epoch) larger than {self.step} steps, or equal to write its model"
+            )
 
 
 def checkpoints(prefix: Path) -> list[Path]:

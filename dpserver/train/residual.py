@@ -22,6 +22,11 @@ from dpserver.train.systems import System
 if TYPE_CHECKING:
     from dpserver.models.electrostatics_sum import ChargeSum
 
+_CAUSES = (
+    "the charges of the input are wrong (model.electrostatics.charges), or the structure has other molecules, or lacks "
+    "atoms"
+)
+
 
 def take_charges_off(systems: Sequence[System], model: ModelConfig) -> None:
     """Take energy, forces and virial of the charges off the labels, where the charges are fixed.
@@ -47,7 +52,7 @@ def _taken_off(data: LabelledFrames, total: ChargeSum, of_species: Floats) -> La
     """The data of one system without the energy of its charges."""
     frames, charges = data.frames, of_species[data.frames.types]
     try:
-        checked(total.config, frames, charges)
+        checked(total.config, frames, charges, _CAUSES)
     except StructureError as error:
         raise DataError(f"{data.name}: {error}") from None
     found = total.evaluate(frames, charges)

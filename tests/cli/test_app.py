@@ -116,3 +116,34 @@ def test_idle_threads_sleep_unless_the_user_wants_otherwise(monkeypatch, given, 
         monkeypatch.setenv("OMP_WAIT_POLICY", given)
     exit_code(monkeypatch, "--version")
     assert os.environ["OMP_WAIT_POLICY"] == used
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["status", "--json"]])
+def test_a_full_disk_behind_standard_output_is_one_line(arguments):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "dpserver", *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (2, "error: cannot write to standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["status", "--json"]])
+def test_a_reader_that_has_left_is_no_news(arguments):
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run(
+        [sys.executable, "-m", "dpserver", *arguments], stdout=theirs, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(theirs)
+    assert done.stderr == ""
+
+
+def test_a_fault_of_another_kind_is_not_taken_for_the_output(monkeypatch):
+    def broken(_path):
+        raise FileNotFoundError(2, "No such file or directory", "gone")
+
+    monkeypatch.setattr("dpserver.models.checkpoint.read", broken)
+    monkeypatch.setattr(sys, "argv", ["dpserver", "info", "w.pt"])
+    with pytest.raises(FileNotFoundError):
+        app.main()

@@ -17,6 +17,7 @@ from dpserver.models.config import ModelConfig, parse
 from dpserver.models.deepmd_kit import DeepPotModel
 from dpserver.models.gdml import GDMLModel
 from dpserver.models.potential import Potential
+from dpserver.monitor import Meter
 from tests.engine.test_companions import PointCharges
 from tests.models import gdml_models
 from tests.ranks import Springs
@@ -75,3 +76,12 @@ def test_an_sgdml_model_says_why(tmp_path: Path) -> None:
 
 def test_a_model_that_can_be_cut_is() -> None:
     ranks.check_cuttable("space", Potential(parse(ModelConfig, ATTEN)))
+
+
+@pytest.mark.parametrize(("way", "n_lines"), [("space", 1), ("beads", 0), ("auto", 0)])
+def test_one_process_has_nothing_to_cut(caplog: pytest.LogCaptureFixture, way: str, n_lines: int) -> None:
+    caplog.set_level("INFO")
+    model = ordered()
+    service = ranks.service_of("cpu", None, 1, "native", Path("w.pt"))
+    ranks.spread(None, None, model, ranks.together(None, model, (), service), service, way, Meter())
+    assert caplog.text.count("--decompose space: there is one process, and nothing to cut") == n_lines

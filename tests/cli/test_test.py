@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from dpserver.cli import test as command
-from dpserver.errors import ConfigError, DataError, ModelFileError
+from dpserver.errors import ConfigError, DataError, ModelFileError, OutputError
 from dpserver.frames import Frames
 from dpserver.models import checkpoint
 from dpserver.models.config import ModelConfig, parse
@@ -119,6 +121,41 @@ def test_an_unknown_picture_is_refused_before_the_work(
     monkeypatch.setattr(checkpoint, "read", lambda *_, **__: pytest.fail("the model was loaded"))
     with pytest.raises(ConfigError, match=r"cannot draw .*parity\.bmp: expected a name that ends in one of"):
         run(folder / "w.pt", folder, "--plot", tmp_path / "parity.bmp")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--plot", "no/p.png"), "--plot .*no/p.png: expected a file name in an existing folder"),
+        (("--plot", "ro/p.png"), "--plot .*ro/p.png: the folder .*/ro cannot be written to"),
+        (("-d", "ro/out"), "--detail .*ro/out: the folder .*/ro cannot be written to"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, str], message: str
+) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "ro").mkdir()
+    monkeypatch.setattr(checkpoint, "read", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path) != tmp_path / "ro")
+    with pytest.raises(ConfigError, match=message):
+        run(folder / "w.pt", folder, arguments[0], tmp_path / arguments[1])
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("arguments", [("--plot", "p.png"), ("-d", "out")])
+def test_a_full_disk_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, str]
+) -> None:
+    pytest.importorskip("matplotlib")
+
+    def fill(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fill)
+    monkeypatch.setattr(np, "savetxt", fill)
+    with pytest.raises(OutputError, match=f"cannot write {tmp_path}/{arguments[1]}.*: No space left on device"):
+        run(folder / "w.pt", folder, arguments[0], tmp_path / arguments[1])
 
 
 def test_refusals(folder: Path, tmp_path: Path) -> None:

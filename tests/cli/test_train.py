@@ -1,5 +1,7 @@
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,6 +118,43 @@ def test_the_network_of_the_model_is_taken_on_demand(here, monkeypatch, capsys):
     assert models.read("w.pt")["config"]["model"]["fitting_net"]["neuron"] == [10, 10]
 
 
+def test_restarting_a_training_that_is_done(here, monkeypatch, capsys):
+    charges = {"charges": {"O": -0.8, "H": 0.4}}
+    path = teacher.write_input(here, {**teacher.MODEL, "electrostatics": charges}, numb_steps=2)
+    run(monkeypatch, "train", "input.json")
+    said = capsys.readouterr().err
+    assert "6 frames to train on" in said
+    assert "go on" not in said
+    (here / "w.pt").unlink()
+    values = json.loads(path.read_text())
+    del values["model"]["electrostatics"]
+    path.write_text(json.dumps(values))
+    run(monkeypatch, "train", "input.json", "--restart", "model.ckpt")
+    said = capsys.readouterr().err
+    assert (
+        "continuing from model.ckpt-2.pt at step 2 of 2: nothing is left to train, only the model to be written" in said
+    )
+    assert "the charges of model.ckpt-2.pt go on, since the input has no section model.electrostatics" in said
+    assert models.read("w.pt")["config"]["model"]["electrostatics"]["charges"] == charges["charges"]
+    (here / "w.pt").unlink()
+    values["training"]["numb_steps"] = 1
+    path.write_text(json.dumps(values))
+    assert exit_code(monkeypatch, "train", "input.json", "--restart", "model.ckpt") == 2
+    assert "is already at step 2 of 1: nothing is left to train" in capsys.readouterr().err
+    assert not (here / "w.pt").exists()
+
+
+def test_a_training_on_one_frame(here, monkeypatch, capsys):
+    path = teacher.write_input(here, numb_steps=1)
+    values = json.loads(path.read_text())
+    shutil.rmtree(here / "train")
+    teacher.write_npy(here / "train", 1, n_sets=1)
+    values["training"]["training_data"]["batch_size"] = 1
+    path.write_text(json.dumps(values))
+    run(monkeypatch, "train", "input.json")
+    assert "; 1 frame to train on, 3 to validate" in capsys.readouterr().err
+
+
 def test_options_of_dp_train_that_change_nothing_here(here, monkeypatch):
     teacher.write_input(here, numb_steps=1)
     run(monkeypatch, "train", "input.json", "--skip-neighbor-stat", "-v", "2", "-m", "master")
@@ -132,6 +171,7 @@ def test_options_of_dp_train_that_change_nothing_here(here, monkeypatch):
         (["-i", "none.pt"], "--init-model none.pt: found neither this file nor any checkpoint none.pt-N.pt"),
         (["--head", "x"], "--head names a model of the file of --finetune or --init-model"),
         (["--use-pretrain-script"], "--use-pretrain-script needs a model"),
+        (["--threads", "1000000"], "the number of threads must be at most "),
     ],
 )
 def test_options_that_do_not_fit(here, monkeypatch, capsys, arguments, message):
@@ -178,3 +218,61 @@ def test_what_cannot_work_is_said_in_one_line(tmp_path, arguments, code, message
     assert process.returncode == code
     assert message in process.stderr
     assert "Traceback" not in process.stderr
+
+
+def deny(monkeypatch, folder):
+    """Let a folder look as if it could not be written to, for root as well."""
+    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path) != folder)
+
+
+@pytest.mark.parametrize(
+    ("place", "options", "message"),
+    [
+        ("ro", {}, "--output ro/w.pt: the folder "),
+        ("", {}, "--output ro/w.pt: the folder "),
+        ("ck", {"save_ckpt": "ck/model"}, "training.save_ckpt ck/model: the folder "),
+        ("ck", {"save_dir": "ck/new"}, "training.save_ckpt ck/new/model.ckpt: the folder "),
+        ("ck", {"disp_file": "ck/lcurve.out"}, "training.disp_file ck/lcurve.out: the folder "),
+        ("ck", {"tensorboard": True, "tensorboard_log_dir": "ck/log"}, "training.tensorboard_log_dir ck/log: the "),
+    ],
+)
+def test_places_that_cannot_be_written_are_refused_before_the_work(here, monkeypatch, capsys, place, options, message):
+    teacher.write_input(here, **options)
+    (here / "ck").mkdir()
+    (here / "ro").mkdir()
+    deny(monkeypatch, here / (place or "ro"))
+    monkeypatch.setattr("dpserver.train.loop.Trainer", lambda *_: pytest.fail("the data were read"))
+    assert exit_code(monkeypatch, "train", "input.json", "-o", "ro/w.pt") == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {message}")
+    assert "cannot be written to" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("n_fine", "failed", "message"),
+    [
+        (0, "model.ckpt-2.pt", "there is no checkpoint yet, start again"),
+        (1, "model.ckpt-4.pt", "the newest weights are in {}/model.ckpt-2.pt, continue with: dpserver train "),
+        (2, "w.pt", "--restart {}/model.ckpt-4.pt"),
+    ],
+)
+def test_a_full_disk_leaves_the_checkpoints_and_says_so(here, monkeypatch, capsys, n_fine, failed, message):
+    teacher.write_input(here, numb_steps=4, save_freq=2)
+    sync, calls = os.fsync, []
+
+    def fill(descriptor):
+        calls.append(descriptor)
+        if len(calls) > 1 + n_fine:  # the first file is the learning curve
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fill)
+    assert exit_code(monkeypatch, "train", "input.json") == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert f"{failed}: No space left on device; make room on its disk" in line
+    assert message.format(here) in line
+    kept = sorted(path.name for path in here.iterdir() if path.suffix == ".pt" or path.name.startswith("."))
+    assert kept == ["model.ckpt-2.pt", "model.ckpt-4.pt"][:n_fine]
+    for name in kept:
+        assert "resume" in models.read(name)

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from dpserver.errors import ConfigError
+from dpserver.kernels import threads as module
 from dpserver.kernels.threads import Threads, available_cores
 
 
@@ -70,3 +71,13 @@ def test_number_of_threads() -> None:
     assert Threads().count == available_cores() >= 1
     with pytest.raises(ConfigError, match="must be at least 1, got 0"):
         Threads(0)
+
+
+@pytest.mark.parametrize(("cores", "most"), [(1, 256), (2, 256), (100, 400)])
+def test_far_more_threads_than_cores_are_refused(monkeypatch: pytest.MonkeyPatch, cores: int, most: int) -> None:
+    monkeypatch.setattr(module, "available_cores", lambda: cores)
+    module.check_count(most)
+    before = threading.active_count()
+    with pytest.raises(ConfigError, match=f"must be at most {most}, got {most + 1}; this process may use {cores} core"):
+        Threads(most + 1)
+    assert threading.active_count() == before

@@ -1,3 +1,5 @@
+import errno
+import os
 import pickle
 import subprocess
 import sys
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 import dpserver
-from dpserver.errors import ConfigError, DeviceError, ModelFileError
+from dpserver.errors import ConfigError, DeviceError, ModelFileError, OutputError
 from dpserver.models import checkpoint
 from dpserver.models.committee import Committee
 from dpserver.models.potential import Potential
@@ -260,10 +262,10 @@ def test_saving_is_all_or_nothing(file, monkeypatch):
     before = file.read_bytes()
 
     def fail(*_: object) -> None:
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OutputError, match=f"cannot write {file}: No space left on device; make room"):
         checkpoint.save(file, teacher.teacher())
     assert file.read_bytes() == before
     assert [p.name for p in file.parent.iterdir()] == ["w.pt"]

@@ -237,3 +237,13 @@ def test_every_problem_is_named() -> None:
 def test_a_key_and_its_alias_together() -> None:
     data = changed(SMOOTH, "fitting_net", {"neuron": [8], "n_neuron": [8]})
     assert message(data) == "model.fitting_net.n_neuron: says the same as neuron, which is given too; keep one of them"
+
+
+@pytest.mark.parametrize("value", [True, [1], "se_e2_a"])
+@pytest.mark.parametrize("key", ["descriptor", "fitting_net", "electrostatics", "preset_out_bias"])
+def test_a_value_in_place_of_a_section(key, value):
+    model = {"type_map": ["O", "H"], "descriptor": {"type": "se_e2_a", "sel": "auto"}, key: value}
+    with pytest.raises(ConfigError) as refused:
+        parse(ModelConfig, model, "model")
+    shown = json.dumps(value)
+    assert str(refused.value) == f"model.{key}: must be keys with their values in braces, {{ … }}, got {shown}"

@@ -193,6 +193,7 @@ def test_options(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("cuda:1",), DeviceError, "CUDA_VISIBLE_DEVICES in the environment says which"),
         (("cuda",), DeviceError, "torch sees no CUDA device"),
         (("cpu", 0), ConfigError, "threads must be at least 1, got 0"),
+        (("cpu", 10**6), ConfigError, r"threads must be at most \d+, got 1000000"),
     ):
         with pytest.raises(error, match=expected):
             DeepPotModel(file, *arguments)

@@ -13,7 +13,7 @@ from dpserver.errors import ConfigError, StructureError
 from dpserver.frames import Frames
 from dpserver.models import checkpoint
 from dpserver.models.committee import Committee
-from dpserver.models.config import ModelConfig, parse
+from dpserver.models.config import ElectrostaticsConfig, ModelConfig, parse
 from dpserver.models.deepmd.exporter import tree_of
 from dpserver.models.potential import Potential
 from tests import structures
@@ -142,6 +142,23 @@ def test_fixed_charges_that_do_not_add_up_are_refused():
 def test_sections_that_are_wrong(charges, message):
     with pytest.raises(ConfigError, match=message):
         parse(ModelConfig, {**MODEL, "electrostatics": charges}, "model")
+
+
+@pytest.mark.parametrize(
+    ("options", "rcut", "expected"),
+    [
+        ({}, 6.0, []),
+        ({"sigma": 2.0}, 6.0, []),
+        ({"sigma": 2.1}, 6.0, ["sigma is 2.1 Å, more than a third of the cutoff of 6 Å: "]),
+        ({"charges": {"O": -10.0, "H": 5.0}}, 3.6, []),
+        ({"charges": {"O": -82.0, "H": 41.0}}, 3.6, ["charges: -82 e for O; usual", "charges: 41 e for H; usual"]),
+    ],
+)
+def test_values_that_are_hardly_meant(options, rcut, expected):
+    found = ElectrostaticsConfig.model_validate({**CHARGES, **options}).doubts(rcut)
+    assert len(found) == len(expected)
+    for said, wanted in zip(found, expected, strict=True):
+        assert said.startswith(f"model.electrostatics.{wanted}")
 
 
 def test_charges_need_a_net_of_energies():

@@ -118,8 +118,8 @@ def test_picture(tmp_path: Path, terms: tuple[str, ...]) -> None:
     for step in range(1, 60):
         errors = dict.fromkeys(terms, 1.0 / step)
         curve.write(step, 1e-3 * 0.9**step, errors, errors if step % 2 else None)
-    plot(tmp_path / "lcurve.out", tmp_path / "sub/curve.png")
-    assert (tmp_path / "sub/curve.png").read_bytes().startswith(b"\x89PNG")
+    plot(tmp_path / "lcurve.out", tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_learning_rate_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

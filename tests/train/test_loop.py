@@ -267,6 +267,17 @@ def test_restart_needs_the_same_model(tmp_path):
         trainer(tmp_path, path)
 
 
+@pytest.mark.parametrize("length", [{"numb_steps": 2}, {"numb_epoch": 0.6}])
+def test_restart_of_more_steps_than_asked_for(tmp_path, length):
+    t = trainer(tmp_path, numb_steps=3)
+    t.run()
+    values = json.loads((tmp_path / "input.json").read_text())
+    del values["training"]["numb_steps"]
+    (tmp_path / "input.json").write_text(json.dumps({**values, "training": {**values["training"], **length}}))
+    with pytest.raises(ConfigError, match=r"model\.ckpt-3\.pt is already at step 3 of 2: nothing is left to train"):
+        trainer(tmp_path, tmp_path / "model.ckpt-3.pt")
+
+
 def test_restart_needs_the_same_optimizer(tmp_path):
     path = trainer(tmp_path).save_checkpoint()
     values = json.loads((tmp_path / "input.json").read_text())

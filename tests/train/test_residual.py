@@ -86,7 +86,11 @@ def test_labels_stay_where_charges_are_learnt(labelled, options):
 
 def test_a_frame_whose_charges_do_not_add_up_is_named(labelled):
     model = parse(ModelConfig, section(charges={"O": -0.8, "H": 0.5}))
-    with pytest.raises(DataError, match=r"water: the charges of frame 0 add up to \+1.6 e, the model is for \+0 e"):
+    with pytest.raises(
+        DataError,
+        match=r"water: the charges of frame 0 add up to \+1.6 e, the model is for \+0 e .*: the charges of the input "
+        r"are wrong \(model\.electrostatics\.charges\), or the structure has other molecules, or lacks atoms$",
+    ):
         take_charges_off([labelled], model)
 
 
@@ -156,3 +160,20 @@ def test_a_change_of_the_energies_of_species_sees_the_charges(labelled):
     assert change.error_after < 1e-8
     found = potential.reference(labelled.data.frames)
     assert found.energy == pytest.approx(labelled.data.energy, abs=1e-7)
+
+
+def test_settings_that_are_hardly_meant_are_noted(tmp_path):
+    assert trainer(tmp_path / "usual").notes == []
+    (said,) = trainer(tmp_path / "wide", sigma=2.0).notes
+    assert "model.electrostatics.sigma is 2 Å, more than a third of the cutoff of 4 Å" in said
+
+
+def test_whether_the_input_leaves_the_charges_to_the_model(tmp_path):
+    known = parse(ModelConfig, section()).model_dump(mode="json")
+    path = teacher.write_input(tmp_path)
+    assert not load_input(path).adopts_charges
+    assert load_input(path, known).adopts_charges
+    assert not load_input(path, teacher.MODEL).adopts_charges
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "model": section()}))
+    assert not load_input(path, known).adopts_charges

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from dpserver.models.config.common import Activation
 from dpserver.models.section import Bool, Positive, PositiveFloat, Section, Str, Table, complain
+
+_LARGEST_CHARGE: Final = 10.0
+"""Of an atom in practice, e; there is one with more only where a unit was mistaken or a point forgotten."""
 
 
 def _charges(value: Any) -> Any:
@@ -73,6 +76,24 @@ class ElectrostaticsConfig(Section):
     def is_fixed(self) -> bool:
         """Whether the charges are those given, whatever is trained."""
         return not self.trainable and self.environment is None
+
+    def doubts(self, rcut: float) -> list[str]:
+        """What is allowed, but hardly meant.
+
+        Args:
+            rcut: cutoff of the network beside the charges, Å.
+        """
+        found = [
+            f"model.electrostatics.charges: {charge:g} e for {name}; usual are a few e at most"
+            for name, charge in self.charges.items()
+            if abs(charge) > _LARGEST_CHARGE
+        ]
+        if self.sigma > rcut / 3:
+            found.append(
+                f"model.electrostatics.sigma is {self.sigma:g} Å, more than a third of the cutoff of {rcut:g} Å: what "
+                "the network would have to add reaches beyond it; usual is 1 Å with a cutoff of 6 Å"
+            )
+        return found
 
     def check_types(self, type_map: Sequence[str]) -> None:
         """Raise where the charges are not those of the species."""

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from dpserver import __version__
+from dpserver import __version__, files
 from dpserver.errors import ConfigError
 from dpserver.models.atomic import AtomicModel
 from dpserver.models.config import NoDescriptorConfig
@@ -34,16 +35,12 @@ def save(path: str | Path, model: AtomicModel, precision: str = "double") -> Non
 
     Raises:
         ConfigError: DeePMD-kit's tree has no place for the model, the precision is unknown, or h5py is not installed.
+        OutputError: the file cannot be written.
     """
-    path, tree = Path(path), tree_of(model, precision)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        write_hdf5(part, tree)
-        part.replace(path)
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error}") from None
-    finally:
-        part.unlink(missing_ok=True)
+    tree = tree_of(model, precision)
+    stream = io.BytesIO()
+    write_hdf5(stream, tree)
+    files.write(path, stream.getvalue())
 
 
 def tree_of(potential: AtomicModel, precision: str = "double") -> Tree:

@@ -10,7 +10,7 @@ import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 
@@ -110,14 +110,14 @@ class _Datasets:
         return np.asarray(dataset[()])
 
 
-def write_hdf5(path: Path, tree: Tree) -> None:
-    """Write a tree as a `.dp` file.
+def write_hdf5(stream: BinaryIO, tree: Tree) -> None:
+    """Write a tree as the content of a `.dp` file.
 
     Raises:
         ConfigError: h5py is not installed.
     """
     h5py = library("h5py", "h5py", "a .dp file")
-    with h5py.File(path, "w") as file:
+    with h5py.File(stream, "w") as file:
 
         def stored(node: Any) -> Any:
             if isinstance(node, dict):

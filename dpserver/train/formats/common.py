@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dpserver.errors import DataError, StructureError
-from dpserver.frames import Floats, Frames, Ints
+from dpserver.frames import Floats, Frames, Ints, singular_cell
 from dpserver.train.labels import LABELS
 
 
@@ -82,3 +82,47 @@ def species_idx(symbols: Sequence[str], species: tuple[str, ...], name: object) 
     if unknown:
         raise DataError(f"{name}: species {', '.join(unknown)} is not among the model's: {', '.join(species)}")
     return np.array([index[s] for s in symbols], dtype=np.int64)
+
+
+class Fault(NamedTuple):
+    """What is wrong with a structure of a data set.
+
+    Attributes:
+        field: `positions` or `cell`.
+        frame: whose they are.
+        problem: what was expected, and what came.
+        remedy: what to do, where removing the frame is not all.
+    """
+
+    field: str
+    frame: int
+    problem: str
+    remedy: str = "remove the frame"
+
+
+def fault_of(frames: Frames, how_open: str) -> Fault | None:
+    """The first structure without finite positions, or without a cell that spans a volume.
+
+    Args:
+        frames: the structures.
+        how_open: how the data say that a system is open, in words.
+    """
+    is_sound = np.isfinite(frames.positions).all(axis=1)
+    if not is_sound.all():
+        row = int(np.argmin(is_sound))
+        frame = int(frames.frame_idx[row])
+        atom, given = row - int(frames.offsets[frame]), frames.positions[row].tolist()
+        return Fault("positions", frame, f"the position of atom {atom} must be finite numbers, got {given} Å")
+    is_sound = np.isfinite(frames.cell).all(axis=(1, 2))
+    if not is_sound.all():
+        frame = int(np.argmin(is_sound))
+        return Fault("cell", frame, f"lattice vectors must be finite numbers, got {frames.cell[frame].tolist()} Å")
+    if (singular := singular_cell(frames.cell, frames.pbc)) is not None:
+        vectors = frames.cell[singular][frames.pbc[singular]].tolist()
+        return Fault(
+            "cell",
+            singular,
+            f"the cell is singular: lattice vectors {vectors} Å do not span a volume",
+            f"remove the frame; if the system is open, {how_open}",
+        )
+    return None

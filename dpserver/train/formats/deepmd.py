@@ -6,7 +6,7 @@ who sits there, and a place of type -1 is empty.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Final
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dpserver.errors import DataError
 from dpserver.frames import Bools, Floats, Frames, Ints
-from dpserver.train.formats.common import Contents, all_or_none, species_idx
+from dpserver.train.formats.common import Contents, all_or_none, fault_of, species_idx
 from dpserver.train.formats.folders import Folder
 from dpserver.train.labels import FIELDS, TENSORS
 
@@ -62,7 +62,24 @@ def read_deepmd(folder: Folder, species: tuple[str, ...], selected: Collection[s
         fparam=flat.pop("fparam", None),
         aparam=flat.pop("aparam", None),
     )
+    _check_structures(frames, folder, sets, [len(part["types"]) for part in parts])
     return Contents(frames, flat)
+
+
+def _check_structures(frames: Frames, folder: Folder, sets: Sequence[Folder], sizes: Sequence[int]) -> None:
+    """Refuse what no model can answer, by the file it stands in and the frame of that file."""
+    fault = fault_of(frames, f"write an empty file {folder.at('nopbc')}")
+    if fault is None:
+        return
+    ends = np.cumsum(sizes)
+    k = int(np.searchsorted(ends, fault.frame, side="right"))
+    file, frame = _file_of(sets[k], fault.field), fault.frame - int(ends[k]) + sizes[k]
+    raise DataError(f"{sets[k].at(str(file))}: frame {frame}: {fault.problem}; {fault.remedy}")
+
+
+def _file_of(folder: Folder, field: str) -> str | None:
+    """Name of the file of a set that holds a quantity."""
+    return next((f"{stem}.npy" for stem in FIELDS[field].files if folder.has(f"{stem}.npy")), None)
 
 
 def _flat(values: NDArray[Any], present: Bools) -> NDArray[Any]:
@@ -163,7 +180,7 @@ def _read_set(folder: Folder, layout: _Layout) -> dict[str, Any]:
     for name, field in FIELDS.items():
         if name == "cell" and layout.is_open:
             continue
-        file = next((f"{stem}.npy" for stem in field.files if folder.has(f"{stem}.npy")), None)
+        file = _file_of(folder, name)
         if file is None:
             if name in ("positions", "cell"):
                 hint = "; an open system is marked by a file nopbc beside type.raw" if name == "cell" else ""
@@ -197,6 +214,8 @@ def _read_field(folder: Folder, file: str, name: str, n_frames: int | None, layo
     field, values, n_places = FIELDS[name], folder.array(file), len(layout.listed)
     if values.dtype.kind not in "fiu":
         raise DataError(f"{folder.at(file)}: expected real numbers, got {values.dtype}")
+    if n_frames is None and not values.size:
+        raise DataError(f"{folder.at(file)}: holds no frames (its shape is {values.shape}); remove {folder.name}")
     inner = (n_places,) if field.is_atomic else ()
     n_rows = n_frames if n_frames is not None else len(values) if values.ndim > 1 else 1
     if n_rows and field.shape == (-1,) and values.size % (n_rows * int(np.prod(inner))) == 0 and values.size:
@@ -211,6 +230,6 @@ def _read_field(folder: Folder, file: str, name: str, n_frames: int | None, layo
         return whole
     wanted = "a multiple of " * (field.shape == (-1,)) + f"{abs(width)} number{'s' * (abs(width) > 1)}"
     raise DataError(
-        f"{folder.at(file)}: expected {wanted} for each of {n_rows} frames of {n_places} atoms, "
+        f"{folder.at(file)}: expected {wanted} for each of {n_rows} frame{'s' * (n_rows != 1)} of {n_places} atoms, "
         f"got shape {values.shape}"
     )

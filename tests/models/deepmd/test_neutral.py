@@ -39,7 +39,8 @@ TREE = {"model": {"@variables": {"x": np.arange(6.0).reshape(2, 3), "none": None
 
 
 def test_hdf5_there_and_back(tmp_path: Path) -> None:
-    write_hdf5(tmp_path / "m.dp", TREE)
+    with (tmp_path / "m.dp").open("w+b") as stream:
+        write_hdf5(stream, TREE)
     found = read_hdf5(tmp_path / "m.dp")
     np.testing.assert_array_equal(found["model"]["@variables"].pop("x"), TREE["model"]["@variables"]["x"])
     assert found == {"model": {"@variables": {"none": None}, "n": [1, {"@variables": {}}]}}

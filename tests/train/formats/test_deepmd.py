@@ -124,17 +124,48 @@ def test_labels_that_are_not_finite(tmp_path: Path, name: str, label: str) -> No
         read_system(tmp_path / "a", WATER)
 
 
-def test_positions_that_are_not_finite(tmp_path: Path) -> None:
-    write_npy(tmp_path / "a")
-    change(tmp_path / "a/set.000/coord.npy", np.inf, 1, 0)
-    with pytest.raises(DataError, match="a: the position of atom 3 is not finite"):
+@pytest.mark.parametrize("is_mixed", [False, True])
+def test_positions_that_are_not_finite(tmp_path: Path, is_mixed: bool) -> None:
+    if is_mixed:
+        write_mixed(tmp_path / "a", 3, [([0, 1, 2], [0, 1, 1])] * 4)
+    else:
+        write_npy(tmp_path / "a")
+    change(tmp_path / "a/set.000/coord.npy", np.inf, 2, 4)
+    with pytest.raises(
+        DataError,
+        match=r"a/set\.000/coord\.npy: frame 2: the position of atom 1 must be finite .* inf, .*; remove the frame$",
+    ):
+        read_system(tmp_path / "a", WATER)
+
+
+def test_frames_are_counted_in_their_file(tmp_path: Path) -> None:
+    write_npy(tmp_path / "a", 6, sets=3)
+    change(tmp_path / "a/set.001/box.npy", np.nan, 1, 0)
+    with pytest.raises(DataError, match=r"a/set\.001/box\.npy: frame 1: lattice vectors must be finite numbers, got"):
+        read_system(tmp_path / "a", WATER)
+    change(tmp_path / "a/set.001/coord.npy", np.nan, 0, 8)
+    with pytest.raises(DataError, match=r"a/set\.001/coord\.npy: frame 0: the position of atom 2 must"):
         read_system(tmp_path / "a", WATER)
 
 
 def test_singular_cell(tmp_path: Path) -> None:
-    write_npy(tmp_path / "a")
-    np.save(tmp_path / "a/set.000/box.npy", np.zeros((4, 9)))
-    with pytest.raises(DataError, match="the cell is singular"):
+    write_npy(tmp_path / "a", sets=2)
+    np.save(tmp_path / "a/set.001/box.npy", np.zeros((2, 9)))
+    with pytest.raises(
+        DataError,
+        match=r"a/set\.001/box\.npy: frame 0: the cell is singular: .*; if the system is open, write an empty file "
+        r".*a/nopbc$",
+    ):
+        read_system(tmp_path / "a", WATER)
+    (tmp_path / "a/nopbc").touch()
+    assert not read_system(tmp_path / "a", WATER).frames.pbc.any()
+
+
+@pytest.mark.parametrize("shape", [(0, 9), (0,)])
+def test_set_without_frames(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    write_npy(tmp_path / "a", sets=2)
+    np.save(tmp_path / "a/set.001/coord.npy", np.zeros(shape))
+    with pytest.raises(DataError, match=r"a/set\.001/coord\.npy: holds no frames .*; remove .*a/set\.001$"):
         read_system(tmp_path / "a", WATER)
 
 

@@ -104,3 +104,10 @@ def test_xyz_labels_of_another_shape(tmp_path: Path, old: str, new: str, expecte
     assert old in text
     with pytest.raises(DataError, match=expected):
         read_system(xyz(tmp_path, text.replace(old, new)), WATER)
+
+
+def test_structures_that_no_model_can_answer(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"frame 1: the position of atom 1 must be finite .*nan.*; remove the frame$"):
+        read_system(xyz(tmp_path, XYZ.replace("H 0.0 0.0 0.7", "H 0.0 0.0 nan")), WATER)
+    with pytest.raises(DataError, match=r"frame 1: the cell is singular: .*; if the system is open, .* pbc=\"F F F\""):
+        read_system(xyz(tmp_path, XYZ.replace('pbc="F F F"', 'pbc="T T T"')), WATER)
