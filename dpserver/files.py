@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -77,6 +78,14 @@ def writing(path: str | Path) -> Iterator[None]:
         raise OutputError(f"cannot write {path}: {error.strerror or error}; {advice}") from None
 
 
+@functools.cache
+def _umask() -> int:
+    """What the user takes from the permissions of new files; read once, since reading it sets it."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
 def write(path: str | Path, content: bytes) -> None:
     """Write a file atomically: it is the old one or the whole new one.
 
@@ -91,9 +100,7 @@ def write(path: str | Path, content: bytes) -> None:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            Path(name).chmod(0o666 & ~umask)
+            Path(name).chmod(0o666 & ~_umask())
             Path(name).replace(path)
         except BaseException:
             Path(name).unlink(missing_ok=True)

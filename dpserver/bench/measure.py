@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from dpserver.bench.structures import moving
-from dpserver.engine.runner import is_out_of_memory
-from dpserver.errors import DeviceError
+from dpserver.engine.runner import is_out_of_memory, no_memory_for
 from dpserver.frames import Frames
 from dpserver.models.committee import Committee
 from dpserver.models.potential import Potential
@@ -69,7 +68,7 @@ def measure(model: Potential | Committee, frames: Frames, repeats: int) -> Timin
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise DeviceError(f"{frames.n_atoms} atoms do not fit into the memory of the device: {error}") from None
+        raise no_memory_for(frames.n_atoms, error) from None
     return Timing(frames.n_atoms, frames.n_frames, statistics.median(times), min(times))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sys
 from typing import Final
@@ -16,7 +15,7 @@ from dpserver.errors import ConfigError, DataError, DeviceError, DPServerError, 
 out: Final = Console()
 err: Final = Console(stderr=True)
 
-_UNWRITABLE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+_WRITERS: Final = ("rich.", "typer.", "click.", "dpserver.cli.")
 
 INTERRUPTED: Final = 130
 
@@ -37,12 +36,17 @@ def exit_code(error: DPServerError) -> int:
 def show_error(error: DPServerError) -> None:
     """Write `error: …` to stderr as one line, however narrow the terminal."""
     line = Text.assemble(("error:", "bold red"), " ", " ".join(str(error).split()))
-    err.print(line, soft_wrap=True, highlight=False)
+    with contextlib.suppress(OSError):  # nobody can be told; the exit code still says it
+        err.print(line, soft_wrap=True, highlight=False)
 
 
 def is_of_stdout(error: OSError) -> bool:
-    """Whether standard output could not be written; a file that could not is an `OutputError` by now."""
-    return error.filename is None and error.errno in _UNWRITABLE
+    """Whether it was raised by what writes to the terminal, by the module that it comes from."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
+    return error.filename is None and module.startswith(_WRITERS)
 
 
 def give_up_stdout() -> None:

@@ -155,7 +155,7 @@ def train(
     with console.err.status("reading data and neighbour lists"):
         trainer = Trainer(config, Path.cwd(), start.checkpoint, start.pretrained)
     _describe(trainer, config, start)
-    with _signals() as should_stop, _weights_kept(trainer, input_file):
+    with _signals() as should_stop, _weights_kept(trainer, input_file, output):
         is_done = _run(trainer, config, None if start.checkpoint is None else trainer.step, should_stop)
         if is_done:
             if config.training.change_bias_after_training:
@@ -163,8 +163,8 @@ def train(
             trainer.save_model(output)
             _tell(f"model: {output}   (dpserver info {output}; {beside.how_to_serve(trainer.potential, output)})")
         else:
-            command = f"dpserver train {input_file} -o {output} --restart {config.training.checkpoint_prefix}"
-            _tell(f"stopped at step {trainer.step} of {trainer.numb_steps}; continue with: {command}")
+            how = _how_to_continue(input_file, output, config.training.checkpoint_prefix)
+            _tell(f"stopped at step {trainer.step} of {trainer.numb_steps}; {how}")
     _draw(Path(config.training.disp_file))
     if not is_done:
         raise typer.Exit(console.INTERRUPTED)
@@ -229,18 +229,21 @@ def _check_places(config: TrainInput) -> None:
         check_folder(place.parent, f"{key} {place}")
 
 
+def _how_to_continue(input_file: Path, output: Path, checkpoint: Path) -> str:
+    """The command that goes on from a checkpoint, or the newest of a prefix."""
+    return f"continue with: dpserver train {input_file} -o {output} --restart {checkpoint}"
+
+
 @contextlib.contextmanager
-def _weights_kept(trainer: Trainer, input_file: Path) -> Iterator[None]:
+def _weights_kept(trainer: Trainer, input_file: Path, output: Path) -> Iterator[None]:
     """Say where the weights are when a file of the training cannot be written."""
     try:
         yield
     except OutputError as error:
         if trainer.saved is None:
             raise OutputError(f"{error}; there is no checkpoint yet, start again") from None
-        raise OutputError(
-            f"{error}; the newest weights are in {trainer.saved}, continue with: "
-            f"dpserver train {input_file} --restart {trainer.saved}"
-        ) from None
+        how = _how_to_continue(input_file, output, trainer.saved)
+        raise OutputError(f"{error}; the newest weights are in {trainer.saved}, {how}") from None
 
 
 def _find_checkpoint(path: Path, option: str) -> Path:

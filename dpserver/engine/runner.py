@@ -243,12 +243,17 @@ def is_out_of_memory(error: Exception) -> bool:
     return is_named or (isinstance(error, RuntimeError) and _OUT_OF_HOST_MEMORY in str(error))
 
 
+def no_memory_for(n_atoms: int, error: Exception) -> DeviceError:
+    """The refusal of a structure that is too large, by what was raised."""
+    return DeviceError(f"{n_atoms} atoms do not fit into the memory of the device: {error}")
+
+
 def _explain(error: Exception, part: Frames) -> DPServerError:
     """Turn what the model raised for one part alone into a refusal."""
     if isinstance(error, DPServerError):
         return error
     if is_out_of_memory(error):
-        return DeviceError(f"{part.n_atoms} atoms do not fit into the memory of the device: {error}")
+        return no_memory_for(part.n_atoms, error)
     logger.error("the model raised an unexpected error", exc_info=error)
     return StructureError(f"the model failed on this structure: {type(error).__name__}: {error}")
 

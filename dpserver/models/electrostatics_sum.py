@@ -194,16 +194,18 @@ class ChargeSum:
         return potential, gradient, virial
 
     def _mesh_for(self, n_atoms: int, box: Box, *, is_shared: bool) -> Mesh:
-        """One that is fine enough, of those that are kept or a new one; a large one is kept alone."""
+        """One that is fine enough, of those that are kept or a new one; a large one is kept until another is wanted."""
         sizes, order = self._methods.sizes(box), order_of(self.config.accuracy)
         mesh = self._meshes.pop(sizes, None)
+        own = Mesh.n_bytes(sizes, order, self._threads.count)
+        for other in list(self._meshes):
+            if max(own, Mesh.n_bytes(other, order, self._threads.count)) > _LARGE:
+                del self._meshes[other]
         if mesh is None:
-            needed = Mesh.n_bytes(sizes, order, self._threads.count) + _ATOM_BYTES * n_atoms
-            needed += _SHARED_BYTES * float(math.prod(sizes)) if is_shared else 0.0
+            needed = own + _ATOM_BYTES * n_atoms + (_SHARED_BYTES * float(math.prod(sizes)) if is_shared else 0.0)
             if needed > _LARGE:
-                self._meshes.clear()
                 check_room(needed, f"the mesh for the charges of {n_atoms} atoms in {box}")
-            elif len(self._meshes) == _KEPT_MESHES:
+            if len(self._meshes) == _KEPT_MESHES:
                 del self._meshes[next(iter(self._meshes))]
             mesh = Mesh(sizes, order, self.config.sigma, self._threads)
         self._meshes[sizes] = mesh

@@ -13,6 +13,7 @@ several edges between the same two atoms, and edges from an atom to its own imag
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +22,8 @@ import numpy as np
 
 from dpserver.errors import ConfigError, StructureError
 from dpserver.frames import Floats, Frames, Ints
+
+logger = logging.getLogger(__name__)
 
 MAX_EDGES_PER_ATOM = 20_000
 """Refuse denser structures (a hundred times water at 8 Å): they are errors, and would exhaust the memory."""
@@ -94,10 +97,13 @@ def builder() -> str:
 
 @functools.cache
 def _vesin() -> Any | None:
-    """The library, imported when a list is first built; None where that cannot be."""
+    """The library, loaded when a list is first built; None where that cannot be."""
     try:
         import vesin
-    except ImportError:
+
+        vesin.NeighborList(cutoff=1.0, full_list=True)  # loads what it is made of
+    except (ImportError, OSError) as error:
+        logger.info("vesin cannot be loaded (%s); neighbour lists of the reference are built by our own search", error)
         return None
     return vesin
 

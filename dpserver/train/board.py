@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from dpserver.errors import ConfigError
+from dpserver.files import writing
 from dpserver.train.loop import StepReport
 
 
@@ -19,6 +20,7 @@ class Board:
 
     Raises:
         ConfigError: tensorboard is not installed.
+        OutputError: the folder cannot be written to.
     """
 
     def __init__(self, folder: Path, restart_step: int | None = None) -> None:
@@ -28,7 +30,9 @@ class Board:
             raise ConfigError(
                 "training.tensorboard needs tensorboard: pip install 'dpserver[tensorboard]', or set it to false"
             ) from None
-        self._writer = SummaryWriter(str(folder), purge_step=restart_step)
+        self._folder = folder
+        with writing(folder):
+            self._writer = SummaryWriter(str(folder), purge_step=restart_step)
 
     def __enter__(self) -> Self:
         return self
@@ -36,11 +40,17 @@ class Board:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._writer.close()
+        with writing(self._folder):
+            self._writer.close()
 
     def write(self, report: StepReport) -> None:
-        """Add the values of one step."""
-        for source, values in (("training", report.train), ("validation", report.validation)):
-            for name, value in values.items():
-                self._writer.add_scalar(f"rmse_{name}/{source}", value, report.step)
-        self._writer.add_scalar("lr", report.lr, report.step)
+        """Add the values of one step.
+
+        Raises:
+            OutputError: the events so far cannot be written.
+        """
+        with writing(self._folder):
+            for source, values in (("training", report.train), ("validation", report.validation)):
+                for name, value in values.items():
+                    self._writer.add_scalar(f"rmse_{name}/{source}", value, report.step)
+            self._writer.add_scalar("lr", report.lr, report.step)

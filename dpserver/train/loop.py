@@ -249,7 +249,8 @@ class Trainer:
             path.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.write(path, values)
         for old in checkpoints(prefix)[: -t.n_kept(self.numb_steps, n_kept)]:
-            old.unlink()
+            with files.writing(old):
+                old.unlink()
         return path
 
     def save_model(self, path: Path) -> None:

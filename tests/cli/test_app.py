@@ -136,14 +136,24 @@ def test_a_reader_that_has_left_is_no_news(arguments):
         [sys.executable, "-m", "dpserver", *arguments], stdout=theirs, stderr=subprocess.PIPE, text=True, check=False
     )
     os.close(theirs)
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (1, "")
 
 
-def test_a_fault_of_another_kind_is_not_taken_for_the_output(monkeypatch):
+@pytest.mark.parametrize(
+    "fault", [FileNotFoundError(2, "No such file or directory", "gone"), OSError(28, "No space left on device")]
+)
+def test_a_fault_of_another_kind_is_not_taken_for_the_output(monkeypatch, fault):
     def broken(_path):
-        raise FileNotFoundError(2, "No such file or directory", "gone")
+        raise fault
 
     monkeypatch.setattr("dpserver.models.checkpoint.read", broken)
     monkeypatch.setattr(sys, "argv", ["dpserver", "info", "w.pt"])
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(OSError, match=fault.strerror):
         app.main()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+def test_the_exit_code_says_it_where_nobody_can_be_told():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "dpserver", "info", "/nonexistent"], stderr=full, check=False)
+    assert done.returncode == 3

@@ -49,6 +49,13 @@ class Gate:
         return result
 
 
+@pytest.fixture
+def gate(monkeypatch):
+    """Where evaluations wait; none of them is made by the thread that talks, however brief those before were."""
+    monkeypatch.setattr("dpserver.daemon.daemon.BRIEF_SECONDS", 0.0)
+    return Gate()
+
+
 @pytest.mark.parametrize("address", ["unix", 0])
 def test_both_orders_of_messages_on_both_transports(address):
     with Peer(address) as peer, serving(PairModel(), target(peer.endpoint)), peer.accept() as line:
@@ -110,8 +117,7 @@ def test_a_peer_that_starts_again_at_the_same_place_is_served_again(address, cap
     assert "left: closed the connection while we were waiting for POSDATA" in left[1]
 
 
-def test_status_is_answered_while_another_peer_computes():
-    gate = Gate()
+def test_status_is_answered_while_another_peer_computes(gate):
     with (
         Peer() as a,
         Peer() as b,
@@ -127,8 +133,7 @@ def test_status_is_answered_while_another_peer_computes():
         check(busy.reply(N))
 
 
-def test_all_that_waits_becomes_one_batch():
-    gate = Gate()
+def test_all_that_waits_becomes_one_batch(gate):
     model = Faulty(gate)
     with Peer() as peer, serving(model, target(peer.endpoint, connections=5)):
         lines = [peer.accept() for _ in range(5)]
@@ -235,9 +240,8 @@ def wait_until_read(lines: Sequence[Line]) -> None:
         pause.wait(0.01)
 
 
-def test_simulations_of_all_kinds_share_a_batch():
+def test_simulations_of_all_kinds_share_a_batch(gate):
     """Connections of one, a native batch of another, an open structure of a third."""
-    gate = Gate()
     model = Faulty(gate)
     beads = [structures.cubic(seed) for seed in range(3)]
     replicas = [structures.triclinic(seed) for seed in range(4)]
@@ -272,8 +276,7 @@ def test_simulations_of_all_kinds_share_a_batch():
     assert model.batches == [1, 3 + 4 + 1]
 
 
-def test_a_full_memory_costs_no_answer_and_makes_the_batches_smaller(caplog):
-    gate = Gate()
+def test_a_full_memory_costs_no_answer_and_makes_the_batches_smaller(caplog, gate):
 
     def fill(frames: Frames, result: ForceResult) -> ForceResult:
         if frames.n_frames > 2:
@@ -374,8 +377,7 @@ def test_bad_input_is_refused_orderly_and_the_next_peer_is_served(name, tail, ca
     assert complaint in refusal.getMessage()
 
 
-def test_a_bad_structure_in_a_batch_loses_nobody_elses_answer():
-    gate = Gate()
+def test_a_bad_structure_in_a_batch_loses_nobody_elses_answer(gate):
     with Peer() as peer, serving(Faulty(gate), target(peer.endpoint, connections=3)):
         lines = [peer.accept() for _ in range(3)]
         lines[0].send(posdata(FRAME.positions, FRAME.cell[0]), GETFORCE)
@@ -449,8 +451,7 @@ def test_a_peer_that_stops_in_the_middle_of_a_message_disturbs_nobody():
         check(silent.reply(N))
 
 
-def test_a_peer_that_leaves_while_it_computes_gets_nothing_and_the_next_does():
-    gate = Gate()
+def test_a_peer_that_leaves_while_it_computes_gets_nothing_and_the_next_does(gate):
     with Peer() as peer, serving(Faulty(gate), target(peer.endpoint)):
         with peer.accept() as line:
             line.send(posdata(FRAME.positions, FRAME.cell[0]), GETFORCE)
@@ -460,8 +461,7 @@ def test_a_peer_that_leaves_while_it_computes_gets_nothing_and_the_next_does():
             ask(line)
 
 
-def test_a_request_whose_peer_has_gone_is_not_computed():
-    gate = Gate()
+def test_a_request_whose_peer_has_gone_is_not_computed(gate):
     model = Faulty(gate)
     with Peer() as peer, serving(model, target(peer.endpoint, connections=2)), peer.accept() as first:
         first.send(posdata(FRAME.positions, FRAME.cell[0]), GETFORCE)
@@ -487,8 +487,7 @@ def test_once_a_peer_that_has_left_in_whatever_way_is_no_failure(script):
         assert served.result() is ExitCode.STOPPED
 
 
-def test_once_a_peer_that_dies_while_we_compute_is_no_failure():
-    gate = Gate()
+def test_once_a_peer_that_dies_while_we_compute_is_no_failure(gate):
     with Peer() as peer, serving(Faulty(gate), target(peer.endpoint), is_once=True) as served:
         with peer.accept() as line:
             line.send(posdata(FRAME.positions, FRAME.cell[0]), GETFORCE)
@@ -561,8 +560,7 @@ def test_asked_to_stop_an_idle_daemon_says_goodbye():
 
 
 @pytest.mark.parametrize("is_classic", [True, False])
-def test_asked_to_stop_a_busy_daemon_answers_first(is_classic):
-    gate = Gate()
+def test_asked_to_stop_a_busy_daemon_answers_first(is_classic, gate):
     with Peer() as peer, serving(Faulty(gate), target(peer.endpoint)) as served, peer.accept() as line:
         line.send(posdata(FRAME.positions, FRAME.cell[0]), STATUS if is_classic else GETFORCE)
         assert gate.is_reached.wait(PATIENCE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from dpserver.frames import Floats, Frames
 from dpserver.models import electrostatics_sum, memory
 from dpserver.models.config import ElectrostaticsConfig
 from dpserver.models.coulomb import SmearedCoulomb, half_space
-from dpserver.models.electrostatics_mesh import round_size
+from dpserver.models.electrostatics_mesh import Mesh, round_size
 from dpserver.models.electrostatics_sum import ChargeSum, Interaction
 from dpserver.models.electrostatics_work import Box
 from dpserver.units import COULOMB
@@ -150,10 +151,24 @@ def test_meshes_of_cells_that_take_turns_are_kept(monkeypatch):
     assert take_turns(0, 1, 2, 3, 0, 1, 2, 3, 0) == 4
     assert take_turns(4, 0, 2, 3, 4) == 5  # in the place of the second
     assert take_turns(1) == 6
+    assert len(set(made)) == 5
     monkeypatch.setattr(electrostatics_sum, "_LARGE", 0.0)
     assert take_turns(0) == 7  # in the place of the first, and alone
     assert take_turns(0, 2) == 8
-    assert len(set(made)) == 5
+
+
+def test_a_large_mesh_is_gone_when_another_is_wanted(monkeypatch):
+    frame = structures.water((2, 2, 2))
+    small, large = frame, replace(frame, cell=4 * frame.cell)
+    sums = ChargeSum(config(method="pme", accuracy=1e-6), 1)
+    sums.evaluate(small, Q[frame.types])
+    (size,) = (Mesh.n_bytes(sizes, 12, 1) for sizes in sums._meshes)
+    monkeypatch.setattr(electrostatics_sum, "_LARGE", 2 * size)
+    sums.evaluate(large, Q[frame.types])
+    (kept,) = sums._meshes  # the small one had to make room
+    assert Mesh.n_bytes(kept, 12, 1) > 2 * size
+    sums.evaluate(small, Q[frame.types])
+    assert kept not in sums._meshes
 
 
 def test_the_cheaper_method_is_chosen():
