@@ -63,6 +63,7 @@ gpu-packages:
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/cpu.py
 	$(BIN)/python benchmarks/wave.py
+	$(BIN)/python benchmarks/message.py
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/mpiexec -n 2 $(BIN)/python benchmarks/ranks.py
 	$(BIN)/python benchmarks/large.py

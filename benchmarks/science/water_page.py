@@ -337,7 +337,8 @@ def _liquid(found: dict[str, Record]) -> Claim:
         ", ".join(f"g_{p} within {100 * d:.1f} %" for p, d in by_pair.items()) + " at 330 K",
         "the halves of the DFT frames differ by "
         + ", ".join(f"{100 * d:.1f} %" for d in halves.values())
-        + "; the temperature of the frames is not known; w.pt of examples/water, the one run of three that went through"
+        + "; the temperature of the frames is not known; w.pt of examples/water"
+        + ", the one run of three that went through"
         + quick_note(liquid),
         holds(all(by_pair[p] <= max(0.05, 2 * halves[p]) for p in _PAIRS), liquid),
     )
