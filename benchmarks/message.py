@@ -160,7 +160,7 @@ def main() -> None:
             "stages": {**{stage: 1e3 * s for stage, s in middle.items()},
                        "waking up, of both processes": 1e3 * (whole - sum(middle.values()))} if middle else {},
             "kernels alone": {str(n): 1e3 * kernels(given.model, given.precision, n, given.tiles, given.messages)
-                              for n in sorted({1, cores})},
+                              for n in sorted({1, cores})} if middle else {},
         },
     )  # fmt: skip
 
