@@ -117,11 +117,9 @@ class Accelerated(ABC):
 
     def _answer_exactly(self, frames: Frames, numbers: Ints, results: Sequence[ForceResult]) -> None:
         """Put the reference's answers for some frames in place."""
-        some = Frames.concatenate(frames[int(k)] for k in numbers)
-        atoms = np.flatnonzero(np.isin(frames.frame_idx, numbers))
+        some, atoms = chosen(frames, numbers)
         for member, result in zip(self._members, results, strict=True):
-            exact = member.reference(some if len(numbers) < frames.n_frames else frames)
-            put_in_place(result, exact, numbers, atoms)
+            put_in_place(result, member.reference(some), numbers, atoms)
 
 
 class WithChargeNets(Accelerated):
@@ -139,6 +137,13 @@ class WithChargeNets(Accelerated):
             frames: structures.
             by_charge: dE/dq of what `charges` says of each atom, (n_atoms,), eV/e.
         """
+
+
+def chosen(frames: Frames, numbers: Ints) -> tuple[Frames, Ints]:
+    """Some structures by their numbers, and their atoms among those of all."""
+    if len(numbers) == frames.n_frames:
+        return frames, np.arange(frames.n_atoms)
+    return Frames.concatenate(frames[int(k)] for k in numbers), np.flatnonzero(np.isin(frames.frame_idx, numbers))
 
 
 def check_atoms(member: Potential, frames: Frames, atoms: Ints) -> None:

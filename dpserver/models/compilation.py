@@ -152,10 +152,10 @@ class Compilation:
         """
         configs = [m.electrostatics.config for m in self._members if m.electrostatics and _has_fast_charges(m)]
         if configs:
-            from dpserver.models.electrostatics_method import check_sums
+            from dpserver.models.electrostatics_method import Methods
 
             for config in configs:
-                check_sums(config, frames)
+                Methods(config).choose_for(frames)
 
     def descriptions(self) -> list[str]:
         """What evaluates each group of members, in words."""

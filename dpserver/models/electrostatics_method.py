@@ -34,21 +34,40 @@ class Methods:
     def __init__(self, config: ElectrostaticsConfig) -> None:
         self._config = config
 
-    def choose(self, n_atoms: int, box: Box | None) -> str:
-        """The one for a structure: `pairs`, `ewald` or `pme`; without a cell it is open."""
+    def choose_for(self, frames: Frames) -> list[str]:
+        """The one for each structure of a batch, `pairs`, `ewald` or `pme`; for parts that of the structure.
+
+        Args:
+            frames: structures that `electrostatics.checked` lets pass, or parts of such, taken to be not too large.
+
+        Raises:
+            StructureError: a structure would take too long; it says which cell it has.
+        """
+        found, wholes = [], frames.wholes
+        for frame in range(frames.n_frames):
+            n_atoms, box = _whole_of(frames, frame)
+            method = self._choose(n_atoms, box)
+            if wholes is None or not wholes.is_part[frame]:
+                self._check(method, n_atoms, box)
+            found.append(method)
+        return found
+
+    def sizes(self, box: Box) -> tuple[int, ...]:
+        """Points of a mesh that is fine enough, along each lattice vector."""
+        sigma, accuracy = self._config.sigma, self._config.accuracy
+        spacing, order = spacing_of(sigma, accuracy), order_of(accuracy)
+        return tuple(round_size(math.ceil(length / spacing), order) for length in box.lengths)
+
+    def _choose(self, n_atoms: int, box: Box | None) -> str:
+        """The one for a structure; without a cell it is open."""
         if box is None:
             return "pairs"
         if self._config.method != "auto":
             return self._config.method
         return "ewald" if self._ewald_seconds(n_atoms, box) < self._mesh_seconds(n_atoms, box) else "pme"
 
-    def check(self, n_atoms: int, box: Box | None) -> None:
-        """Refuse a structure that would take too long.
-
-        Raises:
-            StructureError: it would, see `check_work`.
-        """
-        method = self.choose(n_atoms, box)
+    def _check(self, method: str, n_atoms: int, box: Box | None) -> None:
+        """Refuse a structure that would take too long by its method."""
         if box is None:
             pairs = n_atoms * (n_atoms - 1) / 2
             seconds, what = _PAIR_COST * pairs, f"{pairs:.2g} pairs"
@@ -57,12 +76,6 @@ class Methods:
         else:
             seconds, what = self._mesh_seconds(n_atoms, box), f"{self._points(box):.2g} points of a mesh"
         check_work(seconds, n_atoms, box, what, self._config)
-
-    def sizes(self, box: Box) -> tuple[int, ...]:
-        """Points of a mesh that is fine enough, along each lattice vector."""
-        sigma, accuracy = self._config.sigma, self._config.accuracy
-        spacing, order = spacing_of(sigma, accuracy), order_of(accuracy)
-        return tuple(round_size(math.ceil(length / spacing), order) for length in box.lengths)
 
     def _ewald_seconds(self, n_atoms: int, box: Box) -> float:
         """On one core, by which one structure is summed."""
@@ -79,25 +92,9 @@ class Methods:
         return math.prod(float(size) for size in self.sizes(box))
 
 
-def whole_of(frames: Frames, frame: int) -> tuple[int, Box | None]:
+def _whole_of(frames: Frames, frame: int) -> tuple[int, Box | None]:
     """Atoms and cell of a structure, which a frame may be a part of; no cell where it is open."""
     n, pbc, cell, wholes = int(frames.counts[frame]), frames.pbc[frame], frames.cell[frame], frames.wholes
     if wholes is not None and wholes.counts[frame]:
         n, pbc, cell = int(wholes.counts[frame]), wholes.pbc[frame], wholes.cell[frame]
     return n, Box.of(cell) if pbc.any() else None
-
-
-def check_sums(config: ElectrostaticsConfig, frames: Frames) -> None:
-    """Refuse structures whose charges would take too long to sum; parts are taken to have been looked at as wholes.
-
-    Args:
-        config: of the charges.
-        frames: structures that `electrostatics.checked` lets pass.
-
-    Raises:
-        StructureError: one would; it says which cell it has.
-    """
-    methods = Methods(config)
-    for frame in range(frames.n_frames):
-        if frames.wholes is None or not frames.wholes.is_part[frame]:
-            methods.check(*whole_of(frames, frame))

@@ -14,8 +14,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from dpserver.frames import Floats, ForceResult, Frames, Ints
-from dpserver.models.accelerated import WithChargeNets, put_in_place
+from dpserver.frames import Floats, ForceResult, Frames
+from dpserver.models.accelerated import WithChargeNets, chosen, put_in_place
 from dpserver.models.potential import Potential, Prediction
 
 
@@ -104,7 +104,7 @@ class ByKernels:
         found, status = self._compiled.charges(frames)
         numbers = self._compiled.left_out(frames, status)
         if len(numbers):
-            some, atoms = _chosen(frames, numbers)
+            some, atoms = chosen(frames, numbers)
             found[atoms] = self._exact.charges(some)
         return found
 
@@ -115,7 +115,7 @@ class ByKernels:
         found, status = self._compiled.respond(frames, by_charge)
         numbers = self._compiled.left_out(frames, status)
         if len(numbers):
-            some, atoms = _chosen(frames, numbers)
+            some, atoms = chosen(frames, numbers)
             put_in_place(found, self._exact.respond(some, by_charge[atoms]), numbers, atoms)
         return found
 
@@ -124,9 +124,3 @@ class ByKernels:
         atom = Frames.single([[0.0, 0.0, 0.0]], [0])
         self._compiled.charges(atom)
         self._compiled.respond(atom, np.zeros(1))
-
-
-def _chosen(frames: Frames, numbers: Ints) -> tuple[Frames, Ints]:
-    """Some structures, and their atoms among those of all."""
-    some = Frames.concatenate(frames[int(k)] for k in numbers)
-    return some, np.flatnonzero(np.isin(frames.frame_idx, numbers))

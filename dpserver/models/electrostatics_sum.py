@@ -19,7 +19,7 @@ from dpserver.kernels.waves import add_factors, add_pairs, add_waves, find_facto
 from dpserver.models.config import ElectrostaticsConfig
 from dpserver.models.coulomb import reach_of
 from dpserver.models.electrostatics_mesh import Mesh, inverse_of, order_of, volume
-from dpserver.models.electrostatics_method import Methods, check_sums, whole_of
+from dpserver.models.electrostatics_method import Methods
 from dpserver.models.electrostatics_work import Box
 from dpserver.models.memory import check_room
 from dpserver.models.wholes import totals
@@ -77,15 +77,14 @@ class ChargeSum:
             charges: of their atoms, (n_atoms,), e; not looked at for ghosts.
 
         Raises:
-            StructureError: the sum would take too long, see `electrostatics_method.check_sums`; parts are taken to have
-                been looked at as wholes.
+            StructureError: the sum would take too long, see `electrostatics_method`; parts are taken to be of
+                structures that were looked at as wholes.
             MemoryError: there is no room for it.
             AbandonedError: another part of a structure has failed.
         """
         n, offsets = frames.n_atoms, frames.offsets
         potential, gradient, virial = np.zeros(n), np.zeros((n, 3)), np.zeros((frames.n_frames, 3, 3))
-        check_sums(self.config, frames)
-        methods = [self.method_for(frames, k) for k in range(frames.n_frames)]
+        methods = self._methods.choose_for(frames)
         parts = _parts(frames)
         small = iter([k for k, method in enumerate(methods) if method != "pme" and k not in parts])
         with self._lock:
@@ -114,10 +113,6 @@ class ChargeSum:
         charges = charges if frames.is_ghost is None else np.where(frames.is_ghost, 0.0, charges)
         gradient *= charges[:, None]
         return Interaction(0.5 * charges * potential, potential, gradient, virial)
-
-    def method_for(self, frames: Frames, frame: int) -> str:
-        """How a structure is summed: `pairs`, `ewald` or `pme`."""
-        return self._methods.choose(*whole_of(frames, frame))
 
     def warm_up(self) -> None:
         """Have the machine code of every way to sum made."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -181,9 +182,10 @@ class Gates(Gate):
         self.is_open.set()
 
 
-def test_no_answer_waits_for_the_evaluation_of_another_in_the_same_thread(monkeypatch):
-    monkeypatch.setattr("dpserver.daemon.daemon.BRIEF_SECONDS", np.inf)  # but the first, of which nothing is known
-    gates, message = Gates(), posdata(FRAME.positions, FRAME.cell[0])
+@contextmanager
+def held(gates: Gates) -> Iterator[tuple[Line, Line]]:
+    """Two lines that have asked: what the first wants is being evaluated, what the second wants has been read."""
+    message = posdata(FRAME.positions, FRAME.cell[0])
     with (
         Peer() as a,
         Peer() as b,
@@ -195,6 +197,13 @@ def test_no_answer_waits_for_the_evaluation_of_another_in_the_same_thread(monkey
         assert gates.is_reached.wait(PATIENCE)
         other.send(message, GETFORCE)
         wait_until_read([other])
+        yield one, other
+
+
+def test_no_answer_waits_for_the_evaluation_of_another_in_the_same_thread(monkeypatch):
+    monkeypatch.setattr("dpserver.daemon.daemon.BRIEF_SECONDS", np.inf)  # but the first, of which nothing is known
+    gates = Gates()
+    with held(gates) as (one, other):
         gates.let_through()
         assert gates.is_reached.wait(PATIENCE)
         check(one.reply(N))  # while the other batch is held
@@ -205,7 +214,7 @@ def test_no_answer_waits_for_the_evaluation_of_another_in_the_same_thread(monkey
 
 def test_the_next_batch_is_on_its_way_before_answers_are_brought(monkeypatch):
     monkeypatch.setattr("dpserver.daemon.daemon.BRIEF_SECONDS", 0.0)
-    gates, message = Gates(), posdata(FRAME.positions, FRAME.cell[0])
+    gates = Gates()
     deliver = Conversation.deliver
     are_early: list[bool] = []
 
@@ -215,17 +224,7 @@ def test_the_next_batch_is_on_its_way_before_answers_are_brought(monkeypatch):
         deliver(conversation, answer)
 
     monkeypatch.setattr(Conversation, "deliver", wait_and_deliver)
-    with (
-        Peer() as a,
-        Peer() as b,
-        serving(Faulty(gates), target(a.endpoint), target(b.endpoint)),
-        a.accept() as one,
-        b.accept() as other,
-    ):
-        one.send(message, GETFORCE)
-        assert gates.is_reached.wait(PATIENCE)
-        other.send(message, GETFORCE)
-        wait_until_read([other])
+    with held(gates) as (one, other):
         gates.let_through()
         check(one.reply(N))
         gates.let_through()

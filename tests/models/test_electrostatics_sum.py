@@ -17,6 +17,7 @@ from dpserver.models import electrostatics_sum, memory
 from dpserver.models.config import ElectrostaticsConfig
 from dpserver.models.coulomb import SmearedCoulomb, half_space
 from dpserver.models.electrostatics_mesh import Mesh, round_size
+from dpserver.models.electrostatics_method import Methods
 from dpserver.models.electrostatics_sum import ChargeSum, Interaction
 from dpserver.models.electrostatics_work import Box
 from dpserver.units import COULOMB
@@ -174,11 +175,9 @@ def test_a_large_mesh_is_gone_when_another_is_wanted(monkeypatch):
 def test_the_cheaper_method_is_chosen():
     small = structures.cubic()
     large = Frames.single(np.zeros((12288, 3)), np.zeros(12288), 49.7 * np.eye(3))
-    chosen = [
-        ChargeSum(config(accuracy=1e-6), 1).method_for(frame, 0) for frame in (small, large, structures.cluster())
-    ]
+    chosen = [Methods(config(accuracy=1e-6)).choose_for(frame)[0] for frame in (small, large, structures.cluster())]
     assert chosen == ["ewald", "pme", "pairs"]
-    assert ChargeSum(config(method="pme"), 1).method_for(small, 0) == "pme"
+    assert Methods(config(method="pme")).choose_for(small) == ["pme"]
 
 
 def boxed(length: float) -> Frames:

@@ -15,7 +15,7 @@ from dpserver.errors import StructureError
 from dpserver.frames import ForceResult, Frames
 from dpserver.models.config import ElectrostaticsConfig, parse
 from dpserver.models.electrostatics import checked
-from dpserver.models.electrostatics_method import check_sums
+from dpserver.models.electrostatics_method import Methods
 from dpserver.models.electrostatics_sum import ChargeSum
 from dpserver.parallel.ranked import RankedModel
 from tests import structures
@@ -65,7 +65,7 @@ class ChargedSprings(Springs):
 
     def check_wholes(self, frames: Frames) -> None:
         checked(self.config, frames, self.charges[frames.types])
-        check_sums(self.config, frames)
+        Methods(self.config).choose_for(frames)
 
     def evaluate(self, frames: Frames) -> ForceResult:
         self.check_wholes(frames)
