@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.science import __main__ as science
-from benchmarks.science import common, pages
+from benchmarks.science import common, pages, presentation
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -88,7 +88,7 @@ def test_the_pages_of_the_science_are_what_the_results_say(tmp_path: Path) -> No
     folder = tmp_path / "docs" / "science"
     pages.write({part: science.module_of(part) for part in science.PARTS}, folder)
     for page in sorted(folder.glob("*.md")):
-        kept = (common.PAGES / page.name).read_text(encoding="utf-8")
+        kept = (presentation.PAGES / page.name).read_text(encoding="utf-8")
         assert kept == page.read_text(encoding="utf-8"), f"{page.name}: run python -m benchmarks.science pages"
 
 

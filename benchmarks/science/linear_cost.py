@@ -26,18 +26,13 @@ import numpy as np
 from benchmarks.processes import peak_memory
 from benchmarks.science import dynamics
 from benchmarks.science.analysis import line_with_offset, power_law
-from benchmarks.science.common import (
+from benchmarks.science.common import WATER, Experiment, Record, identity, last_words, optional
+from benchmarks.science.presentation import (
     NOT_MEASURED,
-    WATER,
     Claim,
-    Experiment,
-    Record,
     holds,
-    identity,
-    last_words,
     new_figure,
     number,
-    optional,
     origin,
     quick_note,
     save_figure,

@@ -25,7 +25,8 @@ import numpy as np
 
 from benchmarks.science import common, dynamics, long_range_page, spce
 from benchmarks.science.analysis import pair_distributions
-from benchmarks.science.common import Claim, Experiment, Record
+from benchmarks.science.common import Experiment, Record
+from benchmarks.science.presentation import Claim
 from dpserver.frames import Floats, Frames
 from dpserver.units import BOLTZMANN
 

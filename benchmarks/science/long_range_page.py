@@ -6,10 +6,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.science.common import (
+from benchmarks.science.common import Record
+from benchmarks.science.presentation import (
     NOT_MEASURED,
     Claim,
-    Record,
     holds,
     new_figure,
     number,

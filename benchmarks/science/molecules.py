@@ -28,8 +28,9 @@ import ase.io
 import numpy as np
 
 import dpserver
-from benchmarks.science import common, dynamics
-from benchmarks.science.common import Claim, Experiment, Record, number, origin, table
+from benchmarks.science import common, dynamics, presentation
+from benchmarks.science.common import Experiment, Record
+from benchmarks.science.presentation import Claim, number, origin, table
 from dpserver.errors import DPServerError
 from dpserver.frames import Frames
 
@@ -269,10 +270,10 @@ def claims(found: dict[str, Record]) -> list[Claim]:
         here = {kind: found.get(f"{molecule}_{kind}") for kind in _ROWS}
         errors = {kind: r["force_mae"] for kind, r in here.items() if r is not None}
         result = ", ".join(f"{_ROWS[kind]} {number(error)}" for kind, error in errors.items())
-        note = common.quick_note(*(r for r in here.values() if r is not None))
+        note = presentation.quick_note(*(r for r in here.values() if r is not None))
         lines.append(Claim(
             f"{name}: Deep Potentials are slightly better than GDML; forces, meV/Å",
-            result or common.NOT_MEASURED,
+            result or presentation.NOT_MEASURED,
             "other data than the paper's, as many frames for all (of 3BPA fewer for sGDML and GDML), shorter trainings"
             + note,
             _is_better([r for k in ("loc_frame", "se_e2_a") if (r := here[k]) is not None], here["gdml"]),
@@ -288,4 +289,4 @@ def _is_better(deep: list[Record], gdml: Record | None) -> bool | None:
     is_better, has_more = best["force_mae"] < gdml["force_mae"], best["frames"] - gdml["frames"]
     if has_more and is_better == (has_more > 0):
         return None
-    return common.holds(is_better, best, gdml)
+    return presentation.holds(is_better, best, gdml)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.science.common import PAGES, RESULTS, Claim, images_in, load_records, say, table
+from benchmarks.science.common import RESULTS, load_records, say
+from benchmarks.science.presentation import PAGES, Claim, images_in, table
 
 NOTE: Final = "<!-- Written by `python -m benchmarks.science pages` from benchmarks/results/science; not by hand. -->\n"
 _REACHED: Final = {True: "yes", False: "**not reached**", None: "–"}

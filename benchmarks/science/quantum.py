@@ -24,14 +24,11 @@ from ase.data import atomic_masses, atomic_numbers
 
 from benchmarks.science import dynamics
 from benchmarks.science.analysis import block_mean, oscillator_kinetic
-from benchmarks.science.common import (
+from benchmarks.science.common import WATER, Experiment, Record, identity
+from benchmarks.science.presentation import (
     NOT_MEASURED,
-    WATER,
     Claim,
-    Experiment,
-    Record,
     holds,
-    identity,
     new_figure,
     number,
     origin,

@@ -27,7 +27,8 @@ import dpserver
 from benchmarks.science import dynamics, smoothness_page
 from benchmarks.science import water as water_part
 from benchmarks.science.analysis import slope
-from benchmarks.science.common import WATER, Claim, Experiment, MissingData, Record, identity, say
+from benchmarks.science.common import WATER, Experiment, MissingData, Record, identity, say
+from benchmarks.science.presentation import Claim
 from dpserver.ase import species_types
 from dpserver.frames import Floats, Frames, Ints
 

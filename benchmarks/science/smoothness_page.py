@@ -7,10 +7,10 @@ from typing import Final
 import numpy as np
 
 from benchmarks.science.analysis import power_law
-from benchmarks.science.common import (
+from benchmarks.science.common import Record
+from benchmarks.science.presentation import (
     NOT_MEASURED,
     Claim,
-    Record,
     holds,
     new_figure,
     number,

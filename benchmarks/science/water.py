@@ -25,7 +25,8 @@ import numpy as np
 
 from benchmarks.science import common, dynamics, water_page
 from benchmarks.science.analysis import angles, block_mean, coordination, pair_distributions, radius_of_coordination
-from benchmarks.science.common import WATER, Claim, Experiment, Record, System
+from benchmarks.science.common import WATER, Experiment, Record, System
+from benchmarks.science.presentation import Claim
 from dpserver.errors import DPServerError
 from dpserver.frames import Floats
 

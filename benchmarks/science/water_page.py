@@ -7,11 +7,10 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks.science.analysis import deviation
-from benchmarks.science.common import (
+from benchmarks.science.common import WATER, Record
+from benchmarks.science.presentation import (
     NOT_MEASURED,
-    WATER,
     Claim,
-    Record,
     holds,
     new_figure,
     number,

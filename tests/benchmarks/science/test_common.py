@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.science import common, pages
-from benchmarks.science.common import Claim, Experiment, MissingData, identity, load_records
+from benchmarks.science import common, pages, presentation
+from benchmarks.science.common import Experiment, MissingData, identity, load_records
+from benchmarks.science.presentation import Claim
 from dpserver.errors import ConfigError
 
 
@@ -169,13 +170,13 @@ def test_missing_data_say_where_to_get_them(tmp_path: Path, monkeypatch: pytest.
     ],
 )
 def test_numbers(value: float | None, error: float | None, expected: str) -> None:
-    assert common.number(value, 3, error) == expected
+    assert presentation.number(value, 3, error) == expected
 
 
 def test_table() -> None:
-    assert common.table(("a", "b"), [(1, "x")]) == "| a | b |\n| --- | --- |\n| 1 | x |\n"
-    assert common.table(("a", "b"), []) == ""
-    assert common.table(("|a|",), [("b",)]).startswith("| \\|a\\| |\n")
+    assert presentation.table(("a", "b"), [(1, "x")]) == "| a | b |\n| --- | --- |\n| 1 | x |\n"
+    assert presentation.table(("a", "b"), []) == ""
+    assert presentation.table(("|a|",), [("b",)]).startswith("| \\|a\\| |\n")
 
 
 def test_learning_curve(tmp_path: Path) -> None:

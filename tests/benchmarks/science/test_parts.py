@@ -15,9 +15,10 @@ import pytest
 
 import dpserver
 from benchmarks.science import __main__ as program
-from benchmarks.science import common, dynamics, long_range, quantum, smoothness, spce, water
+from benchmarks.science import common, dynamics, long_range, presentation, quantum, smoothness, spce, water
 from benchmarks.science.__main__ import PARTS, module_of, parser
-from benchmarks.science.common import QUICK, RESULTS, Experiment, MissingData, load_records
+from benchmarks.science.common import RESULTS, Experiment, MissingData, load_records
+from benchmarks.science.presentation import QUICK
 from dpserver.errors import ConfigError, DPServerError
 from dpserver.frames import Frames
 
@@ -116,7 +117,7 @@ def test_every_part_has_what_a_part_has(part: str, tmp_path: Path) -> None:
     assert options.quick
     # Nothing measured, and what the results hold.
     for found in ({}, load_records(PARTS[part])):
-        with common.images_in(tmp_path):
+        with presentation.images_in(tmp_path):
             assert isinstance(module.page(found), str)
         assert all(claim.text and claim.result for claim in module.claims(found))
 
@@ -356,13 +357,13 @@ class Measured(Fragile):
         experiment.measure("a", {"seed": 1}, lambda _: {"value": 1})
 
     def page(self, found: dict[str, common.Record]) -> str:
-        common.save_figure(common.new_figure()[0], "measured")
+        presentation.save_figure(presentation.new_figure()[0], "measured")
         return f"{len(found)} measured"
 
     def answered(self, _: dict[str, common.Record]) -> dict[str, str]:
         return {}
 
-    def claims(self, _: dict[str, common.Record]) -> list[common.Claim]:
+    def claims(self, _: dict[str, common.Record]) -> list[presentation.Claim]:
         return []
 
 
@@ -380,5 +381,5 @@ def test_a_quick_run_has_results_and_pages_of_its_own(
     assert (tmp_path / "docs" / "images" / "science" / "measured.png").exists()
     assert load_records("measured", tmp_path / "results")["a"]["is_quick"]
     assert str(tmp_path / "docs" / "science") in capsys.readouterr().out
-    others = (common.PAGES / "measured.md", common.IMAGES / "measured.png", RESULTS / "measured.json")
+    others = (presentation.PAGES / "measured.md", presentation.IMAGES / "measured.png", RESULTS / "measured.json")
     assert not any(path.exists() for path in others)
