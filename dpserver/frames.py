@@ -140,6 +140,10 @@ class Frames:
             Wholes.joined([(p.wholes, p.n_frames) for p in parts]),
         )
 
+    def of_frame(self, frame: int) -> str:
+        """` of frame 3` for an error message; empty where there is one frame alone."""
+        return "" if self.n_frames == 1 else f" of frame {frame}"
+
     def __getitem__(self, frame: int) -> Frames:
         """One frame as a batch of its own; its arrays are views."""
         if not 0 <= frame < self.n_frames:

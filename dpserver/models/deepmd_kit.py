@@ -108,9 +108,9 @@ class DeepPotModel:
         is_mixed = frames.pbc.any(axis=1) & ~frames.pbc.all(axis=1)
         if is_mixed.any():
             raise StructureError(
-                f"frame {int(np.argmax(is_mixed))} is open along some lattice vectors and periodic along others; "
-                "DeePMD-kit knows only cells that are periodic or open altogether: give the open directions a long "
-                "lattice vector"
+                f"the cell{frames.of_frame(int(np.argmax(is_mixed)))} is open along some lattice vectors and periodic "
+                "along others; DeePMD-kit knows only cells that are periodic or open altogether: give the open "
+                "directions a long lattice vector"
             )
         if frames.is_ghost is not None and frames.is_ghost.any():
             raise StructureError("a part of a structure cannot be evaluated by DeePMD-kit; give whole structures")

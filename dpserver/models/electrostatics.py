@@ -229,8 +229,9 @@ def checked(config: ElectrostaticsConfig, frames: Frames, charges: Floats, cause
     if len(mixed):
         k = int(mixed[0])
         raise StructureError(
-            f"frame {k} is periodic in {int(frames.pbc[k].sum())} of 3 directions; charges interact here in periodic "
-            "structures or in open ones: give the slab or the wire a cell with room around it, periodic in all three"
+            f"the cell{frames.of_frame(k)} is periodic in {int(frames.pbc[k].sum())} of 3 directions; charges interact "
+            "here in periodic structures or in open ones: give the slab or the wire a cell with room around it, "
+            "periodic in all three"
         )
     if not config.is_fixed or config.total_charge is None:
         return
@@ -240,6 +241,6 @@ def checked(config: ElectrostaticsConfig, frames: Frames, charges: Floats, cause
     if len(wrong):
         k = int(wrong[0])
         raise StructureError(
-            f"the charges of frame {k} add up to {sums[k]:+.6g} e, the model is for {config.total_charge:+g} e "
+            f"the charges{frames.of_frame(k)} add up to {sums[k]:+.6g} e, the model is for {config.total_charge:+g} e "
             f"(electrostatics.total_charge): {causes}"
         )

@@ -143,15 +143,15 @@ class GDMLModel:
         for k, count in enumerate(frames.counts):
             if count != n_atoms:
                 raise StructureError(
-                    f"frame {k} has {count} atoms; this sGDML model knows one molecule of {n_atoms}, in the order "
-                    f"{names}"
+                    f"{count} atoms{frames.of_frame(k)}; this sGDML model knows one molecule of {n_atoms}, in the "
+                    f"order {names}"
                 )
             different = np.flatnonzero(frames.types[offsets[k] : offsets[k + 1]] != self._types)
             if len(different):
                 atom = int(different[0])
                 found = self.species[frames.types[offsets[k] + atom]]
                 raise StructureError(
-                    f"atom {atom} of frame {k} is {found}; this sGDML model knows the order {names} and no other"
+                    f"atom {atom}{frames.of_frame(k)} is {found}; this sGDML model knows the order {names} and no other"
                 )
 
     def _whole(self, frames: Frames, k: int) -> Floats:
@@ -166,7 +166,7 @@ class GDMLModel:
             full = completed(cell, pbc)
             steps = np.round((x - x[0]) @ np.linalg.inv(full)) * pbc
             x = x - steps @ full
-            self._check_extent(x, float(heights(full)[pbc].min()), f"frame {k} has a periodic cell that")
+            self._check_extent(x, float(heights(full)[pbc].min()), f"the periodic cell{frames.of_frame(k)}")
         if self._lattice is not None:
             self._check_extent(x, float(heights(self._lattice).min()), "the cell of its training structures")
         return x
@@ -195,10 +195,10 @@ class GDMLModel:
             k, pair = (int(index) for index in np.argwhere(is_off)[0])
             a, b = int(j[pair]), int(i[pair])
             raise StructureError(
-                f"atoms {a} ({self.species[self._types[a]]}) and {b} ({self.species[self._types[b]]}) of frame {k} are "
-                f"{distance[k, pair]:.3f} Å apart, in the training of this sGDML model {self._nearest[pair]:.3f} to "
-                f"{self._farthest[pair]:.3f}: the atoms are in another order than the model's "
-                f"({' '.join(self.template or ())}), or the molecule is another"
+                f"atoms {a} ({self.species[self._types[a]]}) and {b} ({self.species[self._types[b]]})"
+                f"{opened.of_frame(k)} are {distance[k, pair]:.3f} Å apart, in the training of this sGDML model "
+                f"{self._nearest[pair]:.3f} to {self._farthest[pair]:.3f}: the atoms are in another order than the "
+                f"model's ({' '.join(self.template or ())}), or the molecule is another"
             )
 
 

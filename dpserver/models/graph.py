@@ -157,5 +157,5 @@ class Graph:
         atom = int(self.atoms[species][row])
         frame = int(self.frames.frame_idx[atom])
         names = self.frames.names
-        name = f"atom {atom - int(self.frames.offsets[frame]) if names is None else names[atom]}"
-        return name if self.frames.n_frames == 1 else f"{name} of frame {frame}"
+        number = atom - int(self.frames.offsets[frame]) if names is None else names[atom]
+        return f"atom {number}{self.frames.of_frame(frame)}"

@@ -56,8 +56,8 @@ def test_it_is_served(model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
 @pytest.mark.parametrize(
     ("options", "n_molecules", "complaint"),
     [
-        ((), 2, "frame 0 has 6 atoms; this sGDML model knows one molecule of 3, in the order O H H"),
-        (("--species", "H O H"), 1, "atom 0 of frame 0 is H; this sGDML model knows the order O H H and no other"),
+        ((), 2, "6 atoms; this sGDML model knows one molecule of 3, in the order O H H"),
+        (("--species", "H O H"), 1, "atom 0 is H; this sGDML model knows the order O H H and no other"),
     ],
 )
 def test_other_atoms_are_refused_by_their_number_and_order(

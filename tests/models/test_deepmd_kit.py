@@ -108,7 +108,7 @@ def test_parameters_it_knows_by_itself_can_be_left_out(file: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("frames", "expected"),
     [
-        (structures.slab(), "frame 0 is open along some lattice vectors and periodic along others"),
+        (structures.slab(), "the cell is open along some lattice vectors and periodic along others"),
         (replace(structures.cubic(), fparam=np.zeros((1, 1))), "takes no parameters fparam, but 1 are given"),
         (replace(structures.cubic(), types=np.full(24, 2)), "atom 0 has type 2"),
     ],
