@@ -155,7 +155,7 @@ class Compilation:
             from dpserver.models.electrostatics_method import Methods
 
             for config in configs:
-                Methods(config).choose_for(frames)
+                Methods(config).choose_or_refuse(frames)
 
     def descriptions(self) -> list[str]:
         """What evaluates each group of members, in words."""

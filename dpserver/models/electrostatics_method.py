@@ -34,7 +34,7 @@ class Methods:
     def __init__(self, config: ElectrostaticsConfig) -> None:
         self._config = config
 
-    def choose_for(self, frames: Frames) -> list[str]:
+    def choose_or_refuse(self, frames: Frames) -> list[str]:
         """The one for each structure of a batch, `pairs`, `ewald` or `pme`; for parts that of the structure.
 
         Args:

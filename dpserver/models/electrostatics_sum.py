@@ -84,7 +84,7 @@ class ChargeSum:
         """
         n, offsets = frames.n_atoms, frames.offsets
         potential, gradient, virial = np.zeros(n), np.zeros((n, 3)), np.zeros((frames.n_frames, 3, 3))
-        methods = self._methods.choose_for(frames)
+        methods = self._methods.choose_or_refuse(frames)
         parts = _parts(frames)
         small = iter([k for k, method in enumerate(methods) if method != "pme" and k not in parts])
         with self._lock:

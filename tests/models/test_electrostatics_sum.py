@@ -175,9 +175,11 @@ def test_a_large_mesh_is_gone_when_another_is_wanted(monkeypatch):
 def test_the_cheaper_method_is_chosen():
     small = structures.cubic()
     large = Frames.single(np.zeros((12288, 3)), np.zeros(12288), 49.7 * np.eye(3))
-    chosen = [Methods(config(accuracy=1e-6)).choose_for(frame)[0] for frame in (small, large, structures.cluster())]
+    chosen = [
+        Methods(config(accuracy=1e-6)).choose_or_refuse(frame)[0] for frame in (small, large, structures.cluster())
+    ]
     assert chosen == ["ewald", "pme", "pairs"]
-    assert Methods(config(method="pme")).choose_for(small) == ["pme"]
+    assert Methods(config(method="pme")).choose_or_refuse(small) == ["pme"]
 
 
 def boxed(length: float) -> Frames:

@@ -65,7 +65,7 @@ class ChargedSprings(Springs):
 
     def check_wholes(self, frames: Frames) -> None:
         checked(self.config, frames, self.charges[frames.types])
-        Methods(self.config).choose_for(frames)
+        Methods(self.config).choose_or_refuse(frames)
 
     def evaluate(self, frames: Frames) -> ForceResult:
         self.check_wholes(frames)
