@@ -38,9 +38,10 @@ def _versions(*packages: str) -> dict[str, str]:
 
 def provenance(machine: str | None = None) -> dict[str, Any]:
     """When, where and with what something is measured; the machine is by default its processor."""
+    n_cores = len(os.sched_getaffinity(0))
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine or f"{_processor()}, {len(os.sched_getaffinity(0))} cores",
+        "machine": machine or f"{_processor()}, {n_cores} core{'' if n_cores == 1 else 's'}",
         "versions": {"dpserver": dpserver.__version__, **_versions("torch", "ipi", "numpy", "numba", "triton")},
     }
 

@@ -1,7 +1,7 @@
 """Run one part of the science, all of them, or write the pages from what was measured.
 
     python -m benchmarks.science water --quick
-    python -m benchmarks.science smoothness --length 100
+    python -m benchmarks.science smoothness --double-length 20
     python -m benchmarks.science all
     python -m benchmarks.science pages
 
@@ -74,7 +74,7 @@ def _common(one: argparse.ArgumentParser) -> None:
 def run(part: str, options: argparse.Namespace) -> Experiment:
     """Measure a part."""
     name, again = PARTS[part], options.again
-    experiment = Experiment.quick(name, is_again=again) if options.quick else Experiment(name, is_again=again)
+    experiment = Experiment(name, is_quick=options.quick, is_again=again)
     module_of(part).run(experiment, options)
     return experiment
 

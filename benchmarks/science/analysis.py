@@ -144,11 +144,15 @@ def angles(positions: Floats, cells: Floats, atoms: Ints, radius: float, edges: 
     return counts / (max(n_angles, 1) * np.diff(edges))
 
 
+def nearest_images(vectors: Floats, cell: Floats) -> Floats:
+    """Vectors, (…, 3), each less the lattice vectors that its fractional coordinates round to."""
+    fractional = vectors @ np.linalg.inv(cell)
+    return np.asarray((fractional - np.rint(fractional)) @ cell)
+
+
 def _distances(x: Floats, cell: Floats) -> tuple[Floats, Floats]:
     """Vectors to the nearest images, (n, n, 3), and distances, (n, n), infinite from an atom to itself."""
-    fractional = x @ np.linalg.inv(cell)
-    delta = fractional[None, :] - fractional[:, None]
-    delta = (delta - np.rint(delta)) @ cell
+    delta = nearest_images(x[None, :] - x[:, None], cell)
     distance = np.linalg.norm(delta, axis=2)
     np.fill_diagonal(distance, np.inf)
     return delta, distance

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -42,6 +42,23 @@ _BEGUN: Final = "begun"
 _DONE: Final = "done"
 
 
+class Refused(DPServerError):
+    """A dynamics came to atoms that the daemon has no answer to, which is a result.
+
+    Attributes:
+        time_ps: of the last line of properties before it.
+        reason: what the daemon said.
+    """
+
+    def __init__(self, time_ps: float, reason: str) -> None:
+        super().__init__(f"after {time_ps:.4g} ps: {reason}")
+        self.time_ps, self.reason = time_ps, reason
+
+    def to_record(self) -> dict[str, Any]:
+        """What results say of the run; `is_refused` tells such a record."""
+        return {"refused_after_ps": self.time_ps, "reason": self.reason}
+
+
 @dataclass(frozen=True)
 class Experiment:
     """One part of the science: where it works, and what it has found so far.
@@ -50,20 +67,23 @@ class Experiment:
         part: its name, and that of its file of results.
         is_quick: short runs, to see that everything works.
         is_again: measure also what is there already; an interrupted one goes on where it was.
-        folder: for everything big; ignored by git.
-        results: where the files of results lie.
+        place: for everything, the results in `results` of it; by default long runs and quick ones have one each.
     """
 
     part: str
     is_quick: bool = False
     is_again: bool = False
-    folder: Path = field(default=ROOT / "science")
-    results: Path = field(default=RESULTS)
+    place: Path | None = None
 
-    @classmethod
-    def quick(cls, part: str, *, is_again: bool = False) -> Experiment:
-        """Short runs of a part, in a place of their own."""
-        return cls(part, True, is_again, QUICK_RUNS, QUICK_RUNS / "results")
+    @property
+    def folder(self) -> Path:
+        """Where everything big goes; ignored by git."""
+        return self.place or (QUICK_RUNS if self.is_quick else ROOT / "science")
+
+    @property
+    def results(self) -> Path:
+        """Where the files of results lie."""
+        return RESULTS if self.place is None and not self.is_quick else self.folder / "results"
 
     def pick(self, whole: Any, quick: Any) -> Any:
         """A length or number, as long or short runs want it."""
@@ -84,7 +104,7 @@ class Experiment:
                 JSON-able.
 
         Returns:
-            The record.
+            The record; of a dynamics that was `Refused` only after how long, and why.
         """
         known = load_records(self.part, self.results).get(name)
         settings = json.loads(json.dumps(settings))
@@ -99,7 +119,11 @@ class Experiment:
         if self.is_again:
             (folder / _AGAIN).write_text(_BEGUN, encoding="utf-8")
         with _stopwatch(folder / "seconds.json"):
-            values = compute(folder)
+            try:
+                values = compute(folder)
+            except Refused as end:
+                say(f"{self.part}: {name} ended {end}")
+                values = end.to_record()
         seconds = json.loads((folder / "seconds.json").read_text(encoding="utf-8"))
         record = {
             "settings": settings,
@@ -153,6 +177,11 @@ def load_records(part: str, results: Path = RESULTS) -> dict[str, Record]:
     """What was measured for a part, by name; empty before the first measurement."""
     path = results / f"{part}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def is_refused(record: Record) -> bool:
+    """Whether a record is of a dynamics that ended in atoms which the daemon refused."""
+    return "refused_after_ps" in record
 
 
 def _readable(value: Any, indent: int = 0) -> str:

@@ -23,7 +23,7 @@ import ase
 import ase.io
 import numpy as np
 
-from benchmarks.science.common import ROOT, last_words, say
+from benchmarks.science.common import ROOT, Refused, last_words, say
 from dpserver.demo.trajectory import Trajectory, read_properties, read_trajectory
 from dpserver.errors import ConfigError, DPServerError
 from dpserver.frames import Floats
@@ -32,6 +32,7 @@ PREFIX: Final = "simulation"
 _GRACE: Final = 20.0  # s that a child has for leaving on its own
 _LEAVING: Final = 60.0  # s that i-PI has for its last words after the daemon has left as it should
 _POLL: Final = 0.1  # s
+_WRONG_WITH_ATOMS: Final = re.compile(r" Å apart|neighbours of type|not finite|without a finite answer")
 _SAYS: Final = 60.0  # s between two words about how far it is
 
 
@@ -97,6 +98,7 @@ def run(
 
     Raises:
         ConfigError: i-PI is not installed.
+        Refused: the dynamics ended in a structure without an answer.
         DPServerError: one side left too early; the message ends with its last words.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -264,7 +266,11 @@ def _follow(folder: Path, dynamics: Dynamics, ipi: subprocess.Popen[bytes], engi
         if engine.poll() is not None:
             left = min(left, time.monotonic())
         if engine.returncode or time.monotonic() - left > _LEAVING:
-            words = last_words((folder / "dpserver.log").read_text(encoding="utf-8", errors="replace"))
+            log = (folder / "dpserver.log").read_text(encoding="utf-8", errors="replace")
+            reason, table = _first_refusal(log), read_table(folder)
+            if reason is not None and table is not None and table["step"][-1] > 0:
+                raise Refused(float(table["time"][-1]), reason)
+            words = last_words(log)
             raise DPServerError(f"the daemon left with status {engine.returncode}: {words}")
         time.sleep(_POLL)
         if time.monotonic() - heard > _SAYS:
@@ -272,6 +278,12 @@ def _follow(folder: Path, dynamics: Dynamics, ipi: subprocess.Popen[bytes], engi
             say(f"  step {0 if table is None else int(table['step'][-1])} of {dynamics.steps}")
     with suppress(subprocess.TimeoutExpired):
         engine.wait(_GRACE)
+
+
+def _first_refusal(log: str) -> str | None:
+    """What the daemon first found wrong with atoms, from its log; None where it left for another reason."""
+    found = re.search(r"refused: (.*?)(; served |$)", log, re.MULTILINE)
+    return found.group(1) if found and _WRONG_WITH_ATOMS.search(found.group(1)) else None
 
 
 # Single structures.

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.science.common import RESULTS, load_records, say
-from benchmarks.science.presentation import PAGES, Claim, images_in, table
+from benchmarks.science.common import RESULTS, is_refused, load_records, say
+from benchmarks.science.presentation import PAGES, Claim, images_in, refusals, table
 
 NOTE: Final = "<!-- Written by `python -m benchmarks.science pages` from benchmarks/results/science; not by hand. -->\n"
 _REACHED: Final = {True: "yes", False: "**not reached**", None: "–"}
@@ -39,13 +39,14 @@ def write(parts: Mapping[str, Any], folder: Path = PAGES, results: Path = RESULT
     index = [NOTE, _INTRODUCTION]
     for part, module in parts.items():
         name = module.__name__.rpartition(".")[2]
-        found = load_records(name, results)
+        every = load_records(name, results)
+        found = {k: r for k, r in every.items() if not is_refused(r)}
         text = [NOTE, f"# {module.TITLE}\n", _command(part, name, results), _answered(module.answered(found))]
         with images_in(folder.parent / "images" / "science"):
-            text.append(module.page(found).rstrip() + "\n")
+            text.append(module.page(found).rstrip() + "\n" + refusals(every))
         (folder / f"{name}.md").write_text("\n".join(text), encoding="utf-8")
         index += [f"## [{module.TITLE}]({name}.md)\n", _claims(module.claims(found)), _command(part, name, results)]
-        index += [_answered(module.answered(found))]
+        index += [_answered(module.answered(found)) + refusals(every)]
     (folder / "index.md").write_text("\n".join(index), encoding="utf-8")
     say(f"pages written into {folder}, from the results in {results}")
 

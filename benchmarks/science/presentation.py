@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.science.common import ROOT, Record, optional
+from benchmarks.science.common import ROOT, Record, is_refused, optional
 
 PAGES: Final = ROOT / "docs" / "science"
 IMAGES: Final = ROOT / "docs" / "images" / "science"
@@ -46,6 +46,15 @@ def holds(condition: bool, *records: Record) -> bool | None:
 def quick_note(*records: Record) -> str:
     """A word for the index where records are from a quick run."""
     return QUICK if any(r["is_quick"] for r in records) else ""
+
+
+def refusals(found: Mapping[str, Record]) -> str:
+    """A paragraph of the dynamics that ended in atoms which the daemon refused; empty where none did."""
+    ended = {name: r for name, r in found.items() if is_refused(r)}
+    if not ended:
+        return ""
+    told = (f"`{name}` after {number(r['refused_after_ps'])} ps ({r['reason']})" for name, r in ended.items())
+    return f"\nDynamics that ended in atoms which the daemon refused, and are left out: {'; '.join(told)}.\n"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -8,8 +8,8 @@
    precision (single is mixed on a CPU): the drift of the conserved quantity.
 
 Each for se_e2_a (the shipped model) and loc_frame (trained by the part water, or here if it has not been; left out
-where the data for that are not there). More than an hour on two cores, nearly all of it dynamics of 25 ps each (1 ps
-for loc_frame, which heats up); --length 100 takes four times as long.
+where the data for that are not there). About two hours on two cores, nearly all of it dynamics: 100 ps in double
+precision, 25 ps in mixed, 1 ps for loc_frame, which heats up.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 import dpserver
 from benchmarks.science import dynamics, smoothness_page
 from benchmarks.science import water as water_part
-from benchmarks.science.analysis import slope
+from benchmarks.science.analysis import nearest_images, slope
 from benchmarks.science.common import WATER, Experiment, MissingData, Record, identity, say
 from benchmarks.science.presentation import Claim
 from dpserver.ase import species_types
@@ -34,18 +34,20 @@ from dpserver.frames import Floats, Frames, Ints
 
 TITLE: Final = smoothness_page.TITLE
 TIMESTEPS: Final = (0.25, 0.5, 1.0)
-PRECISIONS: Final = smoothness_page.PRECISIONS
+LENGTHS: Final = dict(zip(smoothness_page.PRECISIONS, (100.0, 25.0), strict=True))  # ps
 EVENTS: Final = ("cutoff", "order", "axes")
 _BATCH: Final = 8
 _N_EVENTS: Final = 20
 _POINTS: Final = 40
-_LONGEST_ROUGH: Final = 1.0  # ps, of loc_frame at constant energy
+_ROUGH_LENGTH: Final = 1.0  # ps, of loc_frame at constant energy
 _REACH: Final = 2e-4  # Å that an atom moves to either side of an event
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Lengths and models."""
-    parser.add_argument("--length", type=float, default=25.0, help="of each dynamics, ps [25]")
+    for precision, length in LENGTHS.items():
+        words = f"of each dynamics in {precision} precision, ps [{length:g}]"
+        parser.add_argument(f"--{precision}-length", type=float, default=length, help=words)
     parser.add_argument("--dynamics-seed", type=int, default=31415, help="of all dynamics [31415]")
     parser.add_argument("--loc-frame", type=Path, help="a model [the one that the part water trains]")
     parser.add_argument(
@@ -78,14 +80,14 @@ def run(experiment: Experiment, options: argparse.Namespace) -> None:
         settings = {"seed": 0, "n_events": n_events, "points": _POINTS, "reach_angstrom": _REACH}
         measure(f"events_{descriptor}", settings, events)
         measure(f"path_{descriptor}", {"seed": 0, "points": points, "path_rms_angstrom": 0.05}, path)
-    length = experiment.pick(options.length, 0.05)
     for descriptor, timestep, precision in runs():
         settings = {
             "seed": options.dynamics_seed, "descriptor": descriptor, "timestep_fs": timestep, "precision": precision,
         }  # fmt: skip
         # The jumps of loc_frame heat the liquid by hundreds of K in each ps.
-        mine = length if descriptor == "se_e2_a" else min(length, _LONGEST_ROUGH)
-        measure(f"nve_{descriptor}_{precision}_{timestep}", {**settings, "length_ps": mine, "left_out": 0.1}, drift)
+        whole = getattr(options, f"{precision}_length") if descriptor == "se_e2_a" else _ROUGH_LENGTH
+        length = experiment.pick(whole, 0.05)
+        measure(f"nve_{descriptor}_{precision}_{timestep}", {**settings, "length_ps": length, "left_out": 0.1}, drift)
 
 
 def rough_model(experiment: Experiment, options: argparse.Namespace) -> Path | None:
@@ -101,8 +103,8 @@ def rough_model(experiment: Experiment, options: argparse.Namespace) -> Path | N
 
 def runs() -> list[tuple[str, float, str]]:
     """The dynamics at constant energy: descriptor, time step, precision."""
-    smooth = [("se_e2_a", timestep, precision) for precision in PRECISIONS for timestep in TIMESTEPS]
-    return smooth + [("loc_frame", timestep, PRECISIONS[0]) for timestep in TIMESTEPS]
+    smooth = [("se_e2_a", timestep, precision) for precision in LENGTHS for timestep in TIMESTEPS]
+    return smooth + [("loc_frame", timestep, "double") for timestep in TIMESTEPS]
 
 
 # Along a path.
@@ -224,8 +226,7 @@ def find_event(frame: Frames, kind: str, generator: np.random.Generator, reach: 
 def _candidate(frame: Frames, kind: str, generator: np.random.Generator) -> Event | None:
     """An atom moved straight away from a centre to where the event happens, if that is near."""
     atom, centre = generator.choice(frame.n_atoms, size=2, replace=False)
-    ends = frame.positions[centre] + images(frame.positions[centre], frame.positions, frame.cell[0])
-    vectors = ends - frame.positions[centre]
+    vectors = nearest_images(frame.positions - frame.positions[centre], frame.cell[0])
     distance = np.linalg.norm(vectors, axis=1)
     goal = 6.0
     if kind != "cutoff":
@@ -256,12 +257,6 @@ def _last_axis(types: Ints, centre: int, neighbour: int) -> int:
     return 0
 
 
-def images(origin: Floats, positions: Floats, cell: Floats) -> Floats:
-    """Vectors from a point to the nearest images of others, (n, 3), Å."""
-    fractional = (positions - origin) @ np.linalg.inv(cell)
-    return np.asarray((fractional - np.rint(fractional)) @ cell)
-
-
 def _count_events(frame: Frames, event: Event, reach: float) -> int:
     """How many times a distance passes the cutoff or two neighbours change places on the path."""
     ranks = []
@@ -282,10 +277,7 @@ def _state(frame: Frames, positions: Floats) -> tuple[list[Ints], Any]:
 
     All images within the cutoff count. In this cell, 12.44 Å wide, a pair has one image within 6 Å at most.
     """
-    fractional = positions @ np.linalg.inv(frame.cell[0])
-    delta = fractional[None, :] - fractional[:, None]
-    delta = (delta - np.rint(delta)) @ frame.cell[0]
-    distance = np.linalg.norm(delta, axis=2)
+    distance = np.linalg.norm(nearest_images(positions[None, :] - positions[:, None], frame.cell[0]), axis=2)
     np.fill_diagonal(distance, np.inf)
     near = distance < 6.0
     orders = []
@@ -312,15 +304,11 @@ def drift(folder: Path, model: Path, settings: Record) -> dict[str, Any]:
     steps = round(settings["length_ps"] * 1e3 / settings["timestep_fs"])
     frame = start()
     offset = float(dpserver.load(model).evaluate(frame).energy[0])
-    columns = dynamics.run(
-        folder / "run",
-        model,
-        dynamics.Dynamics(
-            WATER / "water.xyz", steps, settings["timestep_fs"], 300.0, ensemble="nve", seed=settings["seed"], frames=0,
-            stride=max(1, round(1.0 / settings["timestep_fs"])), offset=offset,
-        ),
-        precision=settings["precision"],
+    plan = dynamics.Dynamics(
+        WATER / "water.xyz", steps, settings["timestep_fs"], 300.0, ensemble="nve", seed=settings["seed"], frames=0,
+        stride=max(1, round(1.0 / settings["timestep_fs"])), offset=offset,
     )  # fmt: skip
+    columns = dynamics.run(folder / "run", model, plan, precision=settings["precision"])
     first = int(settings["left_out"] * len(columns["time"]))
     columns = {name: values[first:] for name, values in columns.items()}
     time, conserved = columns["time"] * 1e-3, 1e3 * columns["conserved"] / frame.n_atoms  # ns, meV/atom

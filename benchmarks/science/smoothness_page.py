@@ -110,12 +110,6 @@ conserved quantity, its error that of ten blocks left out in turn; the fluctuati
 energy the fluctuation goes with the square of the time step (velocity Verlet); a jump of the energy is not seen by the
 forces, and each adds its own to the conserved quantity. On a CPU `single` precision is computed as `mixed` is, and has
 no runs of its own.
-
-The model, learnt from 320 frames, falls into holes of its energy ([the liquid](water.md#the-liquid)), and what came
-after is left out. On 2026-11-21, in double precision, the run of 0.25 fs did not within its 100 ps, that of 1 fs did
-after 81.6 ps and is shown to 75; those of 0.5 fs did with seed 31415 after 16.5 ps and with seed 1 after 24.2, and
-this one is shown to 20. In mixed precision that of 0.25 fs did after 9.5 ps (shown to 9), those of 1 fs with seed
-31415 after 2.5 ps and with seed 2 after 12.8 (shown to 12).
 """
     ]
     if records:

@@ -11,7 +11,7 @@ than the usual cutoff of a network interact by their charges alone. Atoms come a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -22,8 +22,9 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 
+from benchmarks.science.analysis import nearest_images
 from dpserver import neighbors
-from dpserver.frames import Floats, ForceResult, Frames
+from dpserver.frames import Floats, ForceResult, Frames, Ints
 from dpserver.models.config import ElectrostaticsConfig
 from dpserver.models.electrostatics_sum import ChargeSum
 from dpserver.units import COULOMB
@@ -98,14 +99,11 @@ def _one(frame: Frames) -> tuple[float, Floats, Floats]:
     return energy, -gradient, virial
 
 
-def _image(vectors: Floats, cell: Floats | None) -> Floats:
-    """The nearest images of vectors within a molecule."""
-    return vectors if cell is None else vectors - np.round(vectors @ np.linalg.inv(cell)) @ cell
-
-
 def _molecules(x: Floats, cell: Floats | None, gradient: Floats, virial: Floats) -> float:
     """Bonds and angles; in a cell also what the charges of one molecule are counted for too much."""
-    first, second = _image(x[1::3] - x[0::3], cell), _image(x[2::3] - x[0::3], cell)
+    first, second = x[1::3] - x[0::3], x[2::3] - x[0::3]
+    if cell is not None:
+        first, second = nearest_images(first, cell), nearest_images(second, cell)
     a, b = np.linalg.norm(first, axis=1), np.linalg.norm(second, axis=1)
     cosine = (first * second).sum(axis=1) / (a * b)
     theta = np.arccos(cosine)
@@ -267,16 +265,29 @@ def write_system(folder: Path, structures: Sequence[ase.Atoms]) -> Path:
     """Label structures of one composition and write them in DeePMD's npy format; returns the folder."""
     frames = frames_of(structures)
     found, n = evaluate(frames), len(structures)
-    target = folder / "set.000"
-    target.mkdir(parents=True, exist_ok=True)
-    (folder / "type_map.raw").write_text("O\nH\n", encoding="utf-8")
-    (folder / "type.raw").write_text("\n".join(map(str, frames.types[: frames.n_atoms // n])) + "\n", encoding="utf-8")
     arrays = {"coord": frames.positions, "energy": found.energy, "force": found.forces, "box": frames.cell}
     if frames.pbc.all():
         arrays["virial"] = found.virial
     else:
-        (folder / "nopbc").touch()
         arrays["box"] = np.tile(100 * np.eye(3), (n, 1, 1))
-    for name, values in arrays.items():
-        np.save(target / f"{name}.npy", values if name == "energy" else values.reshape(n, -1))
+    write_npy(folder, ("O", "H"), frames.types[: frames.n_atoms // n], arrays)
+    if not frames.pbc.all():
+        (folder / "nopbc").touch()
     return folder
+
+
+def write_npy(folder: Path, type_map: Sequence[str], types: Ints, arrays: Mapping[str, Floats]) -> None:
+    """Write frames of one composition in DeePMD's npy format.
+
+    Args:
+        folder: the system.
+        type_map: names of the species.
+        types: of the atoms, (n_atoms,).
+        arrays: by the names of the files, of any shape that begins with frames or their atoms; energy among them.
+    """
+    target, n_frames = folder / "set.000", len(arrays["energy"])
+    target.mkdir(parents=True, exist_ok=True)
+    (folder / "type_map.raw").write_text("\n".join(type_map) + "\n", encoding="utf-8")
+    (folder / "type.raw").write_text("\n".join(map(str, types)) + "\n", encoding="utf-8")
+    for name, values in arrays.items():
+        np.save(target / f"{name}.npy", values if name == "energy" else values.reshape(n_frames, -1))

@@ -139,7 +139,7 @@ def rough_model(experiment: Experiment, steps: int, seed: int = 1, threads: int 
 
     That of the part water counts; where it has been trained otherwise, the part that asks trains one of its own.
     """
-    part = Experiment("water", experiment.is_quick, folder=experiment.folder, results=experiment.results)
+    part = Experiment("water", experiment.is_quick, place=experiment.place)
     config = training_input("loc_frame", "soap", TRAINING, steps, seed)
     settings = settings_of(config, "loc_frame", "soap", TRAINING)
     if part.is_taken(_LONG, settings):
@@ -307,14 +307,11 @@ def reference(folder: Path) -> dict[str, Any]:
 def liquid(folder: Path, model: Path, settings: Record, data: Path) -> dict[str, Any]:
     """Run the liquid and describe it."""
     steps = settings["steps"]
-    columns = dynamics.run(
-        folder / "run",
-        model,
-        dynamics.Dynamics(
-            WATER / "water.xyz", steps, settings["timestep_fs"], settings["temperature_k"], settings["beads"],
-            seed=settings["seed"], frames=max(10, steps // 1000), stride=5,
-        ),
+    plan = dynamics.Dynamics(
+        WATER / "water.xyz", steps, settings["timestep_fs"], settings["temperature_k"], settings["beads"],
+        seed=settings["seed"], frames=max(10, steps // 1000), stride=5,
     )  # fmt: skip
+    columns = dynamics.run(folder / "run", model, plan)
     beads = dynamics.read_frames(folder / "run", _SETTLING)
     every = max(1, len(beads[0].positions) * len(beads) // 1000)  # frames between two used ones
     positions = np.concatenate([b.positions[::every] for b in beads])

@@ -11,7 +11,7 @@ INPUTS = sorted([*WATER.glob("*.json"), *WATER.glob("*/*.json")])
 
 
 def test_there_are_some():
-    assert {"train.json", "cheap.json", "committee.json", "loc_frame.json"} <= {path.name for path in INPUTS}
+    assert {"w.json", "train.json", "cheap.json", "committee.json", "loc_frame.json"} <= {path.name for path in INPUTS}
 
 
 @pytest.mark.parametrize("path", INPUTS, ids=lambda path: str(path.relative_to(WATER)))

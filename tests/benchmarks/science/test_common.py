@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from benchmarks.science import common, pages, presentation
-from benchmarks.science.common import Experiment, MissingData, identity, load_records
+from benchmarks.science.common import Experiment, MissingData, Refused, identity, is_refused, load_records
 from benchmarks.science.presentation import Claim
 from dpserver.errors import ConfigError
 
 
 def experiment(tmp_path: Path, **options: bool) -> Experiment:
-    return Experiment("part", **options, folder=tmp_path / "work", results=tmp_path / "results")
+    return Experiment("part", **options, place=tmp_path)
 
 
 class Counted:
@@ -46,6 +46,22 @@ def test_measured_once_for_the_same_settings(tmp_path: Path) -> None:
     assert record["value"] == 0.5
     assert record["curve"] == [1.0, 0.3333333]
     assert {"seconds", "date", "machine", "versions", "is_quick"} <= set(record)
+
+
+def test_a_refused_dynamics_is_measured_once_and_told(tmp_path: Path) -> None:
+    def falls(_: Path) -> dict[str, Any]:
+        raise Refused(2.5, "atoms 7 and 9 are 0.04 Å apart")
+
+    some, again, part = Experiment("some_part", place=tmp_path), Counted(), Part()
+    record = some.measure("falls", {"seed": 1}, falls)
+    assert is_refused(record)
+    assert some.measure("falls", {"seed": 1}, again) == record
+    assert again.calls == 0
+    pages.write({"some-part": part}, tmp_path / "docs", some.results)
+    assert part.found == {}
+    for name in ("index.md", "some_part.md"):
+        told = (tmp_path / "docs" / name).read_text(encoding="utf-8")
+        assert "`falls` after 2.50 ps (atoms 7 and 9 are 0.04 Å apart)." in told
 
 
 def test_what_was_interrupted_finds_what_it_left(tmp_path: Path) -> None:

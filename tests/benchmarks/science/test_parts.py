@@ -17,7 +17,8 @@ import dpserver
 from benchmarks.science import __main__ as program
 from benchmarks.science import common, dynamics, long_range, presentation, quantum, smoothness, spce, water
 from benchmarks.science.__main__ import PARTS, module_of, parser
-from benchmarks.science.common import RESULTS, Experiment, MissingData, load_records
+from benchmarks.science.analysis import nearest_images
+from benchmarks.science.common import RESULTS, Experiment, MissingData, Refused, load_records
 from benchmarks.science.presentation import QUICK
 from dpserver.errors import ConfigError, DPServerError
 from dpserver.frames import Frames
@@ -59,7 +60,7 @@ def test_an_event_is_alone_on_its_path(kind: str) -> None:
     for t in (-reach, reach):
         positions = frame.positions.copy()
         positions[event.atom] = event.position + t * event.direction
-        delta = smoothness.images(positions[event.centre], positions, frame.cell[0])
+        delta = nearest_images(positions - positions[event.centre], frame.cell[0])
         states.append(np.linalg.norm(delta, axis=1))
     same = (frame.types == frame.types[event.atom]) & (np.arange(frame.n_atoms) != event.centre)
     before, after = (np.flatnonzero(same)[np.argsort(d[same])] for d in states)
@@ -248,6 +249,34 @@ def test_a_daemon_that_has_left_is_not_waited_for(tmp_path: Path, monkeypatch: p
         follow(Process(0, looks=3), Process(0))
 
 
+OVERLAP = "12:00 WARNING unix:/a: refused: atoms 7 and 9 are 0.04 Å apart: they overlap; served 1 evaluation, mean 4 ms"
+BUG = "12:00 WARNING unix:/a: refused: internal error: KeyError('x'); served 9 evaluations, mean 4 ms"
+
+
+def ended(folder: Path, log: str, steps: str) -> DPServerError:
+    """How a run ends whose daemon has left with such a log."""
+    folder.mkdir()
+    (folder / "dpserver.log").write_text(log + "\n12:00 WARNING unix:/a #2: refused: more\n", encoding="utf-8")
+    text = "# column 1 --> step\n# column 2 --> time{picosecond} : something\n"
+    (folder / "simulation.out").write_text(text + steps, encoding="utf-8")
+    plan = dynamics.Dynamics(folder / "x.xyz", 10)
+    with pytest.raises(DPServerError) as caught:
+        dynamics._follow(folder, plan, Process(0, looks=3), Process(4))  # type: ignore[arg-type]
+    return caught.value
+
+
+def test_a_dynamics_that_comes_to_overlapping_atoms_is_a_result(tmp_path: Path) -> None:
+    error = ended(tmp_path / "a", OVERLAP, " 0 0.0\n 4 2.5\n")
+    assert isinstance(error, Refused)
+    reason = "atoms 7 and 9 are 0.04 Å apart: they overlap"
+    assert error.to_record() == {"refused_after_ps": 2.5, "reason": reason}
+
+
+@pytest.mark.parametrize(("log", "steps"), [(BUG, " 0 0.0\n 4 2.5\n"), (OVERLAP, " 0 0.0\n"), (OVERLAP, "")])
+def test_a_mistake_of_ours_or_of_the_start_is_none(tmp_path: Path, log: str, steps: str) -> None:
+    assert not isinstance(ended(tmp_path / "a", log, steps), Refused)
+
+
 def test_a_run_whose_length_is_no_multiple_of_the_stride_is_complete(tmp_path: Path) -> None:
     text = "# column 1 --> step\n# column 2 --> conserved{electronvolt} : something\n"
     (tmp_path / "simulation.out").write_text(text + " 0 1.0\n 4 2.0\n 8 3.0\n", encoding="utf-8")
@@ -263,7 +292,7 @@ def test_long_range_makes_what_its_records_have_come_without(tmp_path: Path, mon
 
     monkeypatch.setattr(long_range, "make_frames", lambda folder, _: (folder / "made").touch())
     monkeypatch.setattr(common, "train", train)
-    experiment = Experiment("long_range", folder=tmp_path / "work", results=tmp_path / "results")
+    experiment = Experiment("long_range", place=tmp_path)
     work = long_range.Work(experiment, {"seed": 1, "frames": 4}, 100, 1)
     assert work.model("charges").read_text(encoding="utf-8") == "a model"
     work.model("charges").write_text("the same", encoding="utf-8")
@@ -280,12 +309,12 @@ def test_smoothness_leaves_loc_frame_out_without_data(
     names: list[str] = []
     monkeypatch.setattr(Experiment, "measure", lambda _, name, *__: names.append(name))
     options = parser("smoothness").parse_args(["smoothness"])
-    smoothness.run(Experiment("smoothness", folder=tmp_path, results=tmp_path), options)
-    assert len(names) == 2 + len(smoothness.PRECISIONS) * len(smoothness.TIMESTEPS)
+    smoothness.run(Experiment("smoothness", place=tmp_path), options)
+    assert len(names) == 2 + len(smoothness.LENGTHS) * len(smoothness.TIMESTEPS)
     assert all("se_e2_a" in name for name in names)
     assert capsys.readouterr().out.count("loc_frame is left out") == 1
     with pytest.raises(MissingData):
-        water.rough_model(Experiment("smoothness", folder=tmp_path, results=tmp_path), 10)
+        water.rough_model(Experiment("smoothness", place=tmp_path), 10)
 
 
 def test_a_model_trained_with_other_settings_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,10 +326,10 @@ def test_a_model_trained_with_other_settings_is_not_taken(tmp_path: Path, monkey
     monkeypatch.setenv("DPSERVER_SHARED", str(tmp_path))
     monkeypatch.setattr(common, "train", train)
     monkeypatch.setattr(water, "training", lambda folder, config, *_: {"model": train(folder, config)})
-    asking = Experiment("smoothness", folder=tmp_path / "work", results=tmp_path / "results")
+    asking = Experiment("smoothness", place=tmp_path)
     ten = water.rough_model(asking, 10)
-    assert ten == tmp_path / "work" / "water" / "loc_frame_soap_long" / "w.pt"
-    assert water.rough_model(asking, 20) == tmp_path / "work" / "smoothness" / "model_loc_frame" / "w.pt"
+    assert ten == tmp_path / "water" / "loc_frame_soap_long" / "w.pt"
+    assert water.rough_model(asking, 20) == tmp_path / "smoothness" / "model_loc_frame" / "w.pt"
     assert ten.read_text(encoding="utf-8") == "10"
     assert water.rough_model(asking, 10) == ten
 
