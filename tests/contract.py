@@ -297,11 +297,13 @@ class PotentialContract(EvaluationContract):
         potential, frames = self.potential(), self.frames()
         potential.template = ("O", "H", "H")
         potential.min_distance = np.array([[2.3, 0.9], [0.9, np.inf]])
+        potential.crowd_distance = np.array([[2.5, 0.95], [0.95, np.inf]])
         checkpoint.save(tmp_path / "w.pt", potential)
         expected, loaded = potential.reference(frames), checkpoint.load(tmp_path / "w.pt", device="cpu")
         assert (loaded.species, loaded.rcut) == (potential.species, potential.rcut)
         assert (loaded.template, loaded.precision) == (potential.template, "double")
         np.testing.assert_array_equal(loaded.min_distance, potential.min_distance)
+        np.testing.assert_array_equal(loaded.crowd_distance, potential.crowd_distance)
         result = loaded.reference(frames)
         for name in ("energy", "forces", "virial", "atom_energy"):
             np.testing.assert_array_equal(getattr(result, name), getattr(expected, name))

@@ -20,6 +20,7 @@ class PairModel:
         rcut: Å.
         template: the model's own order of atoms.
         min_distance: of each pair, Å; by default nothing is known.
+        crowd_distance: the same of pairs in numbers.
     """
 
     species = SPECIES
@@ -30,12 +31,14 @@ class PairModel:
         rcut: float = 3.0,
         template: tuple[str, ...] | None = None,
         min_distance: Floats | None = None,
+        crowd_distance: Floats | None = None,
     ) -> None:
         oo, oh, hh = stiffness
         self.stiffness = np.array([[oo, oh], [oh, hh]])
         self.rcut = rcut
         self.template = template
         self.min_distance = np.full((2, 2), np.inf) if min_distance is None else min_distance
+        self.crowd_distance = np.full((2, 2), np.inf) if crowd_distance is None else crowd_distance
         self.batches: list[int] = []
 
     def evaluate(self, frames: Frames) -> ForceResult:

@@ -215,7 +215,7 @@ class Springs:
     ) -> None:
         self.rcut = rcut
         self.n_members = n_members
-        self.min_distance = np.zeros((2, 2))
+        self.min_distance = self.crowd_distance = np.zeros((2, 2))
         self.mistakes = mistakes
         self.n_evaluations = 0
 

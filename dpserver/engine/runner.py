@@ -40,6 +40,10 @@ class ForceModel(Protocol):
     def min_distance(self) -> Floats:
         """Smallest distance of each pair of species in training, inf where never met, (n_species, n_species), Å."""
 
+    @property
+    def crowd_distance(self) -> Floats:
+        """The same of pairs in numbers, see `neighbors.crowds`; inf where nothing is known."""
+
     def evaluate(self, frames: Frames) -> ForceResult:
         """Energies, forces and virials of a batch; raises StructureError for a structure without an answer."""
 

@@ -25,6 +25,8 @@ from dpserver.errors import ConfigError, StructureError
 from dpserver.frames import Bools, Floats, Frames, Ints
 from dpserver.ipi import Structures
 from dpserver.models.parameters import taken_by
+from dpserver.neighbors import Edges
+from dpserver.neighbors.crowds import crowd, crowd_distance
 
 logger = logging.getLogger(__name__)
 
@@ -322,21 +324,41 @@ def describe_boundaries(pbc: Sequence[bool]) -> str:
 
 
 def check_contacts(frame: Frames, model: ForceModel, origin: str) -> None:
-    """Hold the distances of one frame against the smallest of the training set.
+    """Hold the distances of one frame against those of the training set: the smallest, and those of pairs in numbers.
 
     Args:
         frame: one structure, checked.
-        model: with `min_distance`.
+        model: with `min_distance` and `crowd_distance`.
         origin: who gave the order of the species, for the message.
 
     Raises:
-        StructureError: a pair is closer than `CLOSEST_SHARE` of what training has seen.
+        StructureError: a pair is closer than `CLOSEST_SHARE` of what training has seen; or as many as make a crowd are
+            closer than any pair there, and than that share of what a crowd has come to.
     """
-    known = model.min_distance
-    limit: Floats = np.where(np.isfinite(known), CLOSEST_SHARE * known, 0.0)
-    if not limit.any():
+    known, crowded = model.min_distance, model.crowd_distance
+    limit, of_crowds = _limits(known), np.minimum(_limits(crowded), known)
+    reach = max(float(limit.max()), float(of_crowds.max()))
+    if not reach:
         return
-    edges = neighbors.build(frame, float(limit.max()))
+    edges = neighbors.build(frame, reach)
+    cause = f"Most likely the atoms are not in the order of {origin}; else look at the cell and at the units"
+    _check_closest(frame, edges, model, limit, cause)
+    for a, b in np.argwhere(crowd_distance(frame, edges, len(model.species)) < of_crowds)[:1]:
+        raise StructureError(
+            f"{crowd(np.array(frame.n_atoms))} pairs of {model.species[a]} and {model.species[b]} or more are closer "
+            f"than {of_crowds[a, b]:.3f} Å; in training none was closer than {known[a, b]:.3f} Å, and not so many "
+            f"closer than {crowded[a, b]:.3f} Å. {cause}"
+        )
+
+
+def _limits(known: Floats) -> Floats:
+    """Below which distances a structure is refused, Å; 0 where nothing is known."""
+    return np.where(np.isfinite(known), CLOSEST_SHARE * known, 0.0)
+
+
+def _check_closest(frame: Frames, edges: Edges, model: ForceModel, limit: Floats, cause: str) -> None:
+    """Refuse single pairs closer than a limit."""
+    known = model.min_distance
     kinds = frame.types[edges.centre], frame.types[edges.neighbour]
     close = np.flatnonzero(edges.distance < limit[kinds])
     if not len(close):
@@ -348,6 +370,5 @@ def check_contacts(frame: Frames, model: ForceModel, origin: str) -> None:
     too_close = f"{n_pairs} {'pair is' if n_pairs == 1 else 'pairs are'} too close"
     raise StructureError(
         f"atoms {i} ({model.species[a]}) and {j} ({model.species[b]}) are {edges.distance[worst]:.3f} Å apart; no such "
-        f"pair was closer than {known[a, b]:.3f} Å in training, and {too_close}. Most likely the "
-        f"atoms are not in the order of {origin}; else look at the cell and at the units"
+        f"pair was closer than {known[a, b]:.3f} Å in training, and {too_close}. {cause}"
     )

@@ -71,6 +71,11 @@ class Wrapped:
         return self._model.min_distance
 
     @property
+    def crowd_distance(self) -> Floats:
+        """The same of pairs in numbers, see `neighbors.crowds`."""
+        return self._model.crowd_distance
+
+    @property
     def can_cut(self) -> bool:
         """Whether structures can be evaluated in parts."""
         return is_cuttable(self._model)

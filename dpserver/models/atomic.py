@@ -49,6 +49,7 @@ class AtomicModel(nn.Module):
         template: symbol of each atom of the training structures, where all share one order, else None.
         min_distance: smallest distance seen in training of each pair of species, (n_species, n_species), Å; inf where
             the pair was never met.
+        crowd_distance: the same of pairs in numbers, see `neighbors.crowds`; inf where nothing is known.
         descriptor: describes the atoms.
         fitting: predicts from their descriptions.
         precision: the name of it.
@@ -65,6 +66,7 @@ class AtomicModel(nn.Module):
         self.species = tuple(config.type_map)
         self.template: tuple[str, ...] | None = None
         self.min_distance: Floats = np.full((len(self.species), len(self.species)), np.inf)
+        self.crowd_distance: Floats = np.full_like(self.min_distance, np.inf)
 
     @property
     def n_fparam(self) -> int:

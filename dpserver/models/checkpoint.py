@@ -72,7 +72,10 @@ def contents(potential: AtomicModel, training: Mapping[str, Any] | None = None) 
         "state": {name: tensor.detach().cpu().clone() for name, tensor in potential.state_dict().items()},
         "species": list(potential.species),
         "template": None if potential.template is None else list(potential.template),
-        "statistics": {"min_distance": torch.from_numpy(potential.min_distance.copy())},
+        "statistics": {
+            "min_distance": torch.from_numpy(potential.min_distance.copy()),
+            "crowd_distance": torch.from_numpy(potential.crowd_distance.copy()),
+        },
         "training": dict(training or {}),
         **({} if tables is None else {"tables": tables.values()}),
     }
@@ -278,7 +281,9 @@ def restore_model(values: Mapping[str, Any], source: str = "the model file") -> 
     try:
         config = parse(ModelConfig, given["model"], "config.model")
         kind = TensorModel if isinstance(config.fitting_net, TensorFittingConfig) else Potential
-        distances = _distances(values, config)
+        distances, crowded = _distances(values, config, "min_distance"), None
+        if "crowd_distance" in values["statistics"]:  # not in files of earlier versions, nor in DeePMD-kit's
+            crowded = _distances(values, config, "crowd_distance")
         _check_tensors(state)
         n_tensors, n_held = len(state), n_numbers(state.values())
         with AtMost(n_tensors + _SPARE_TENSORS, n_held + _SPARE_NUMBERS, _EXCESS.format(n_held, n_tensors)):
@@ -292,6 +297,8 @@ def restore_model(values: Mapping[str, Any], source: str = "the model file") -> 
     if not all(torch.isfinite(tensor).all() for tensor in state.values()):
         raise ModelFileError(f"{source} holds weights that are not finite: its training has diverged")
     potential.min_distance = distances
+    if crowded is not None:
+        potential.crowd_distance = crowded
     potential.template = None if values["template"] is None else tuple(values["template"])
     return potential
 
@@ -309,13 +316,13 @@ def _check_entries(values: Mapping[str, Any], source: str) -> None:
             raise ModelFileError(f"{source} is inconsistent: its {key} lacks {' and '.join(map(repr, missing))}")
 
 
-def _distances(values: Mapping[str, Any], config: ModelConfig) -> Floats:
-    """The smallest distances of pairs of species, (n_species, n_species), Å.
+def _distances(values: Mapping[str, Any], config: ModelConfig, name: str) -> Floats:
+    """Distances of pairs of species from the statistics, (n_species, n_species), Å.
 
     Raises:
         ConfigError: they, or the species of the file, are not those of the config.
     """
-    species, found = config.type_map, values["statistics"]["min_distance"]
+    species, found = config.type_map, values["statistics"][name]
     if tuple(values["species"]) != species or found.shape != (len(species),) * 2 or not is_whole(found):
         raise ConfigError("species and statistics do not fit its type_map")
     distances: Floats = found.numpy().astype(np.float64)

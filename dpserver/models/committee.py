@@ -29,6 +29,7 @@ class Committee(Compilable):
         template: symbol of each atom of the training structures, where it is that of all members, else None.
         min_distance: smallest distance that any member has seen in training of each pair of species, (n_species,
             n_species), Å; inf where none has met the pair.
+        crowd_distance: the same of pairs in numbers, see `neighbors.crowds`; inf unless all members know it.
         takes: the parameters that all members take beside a structure.
 
     Raises:
@@ -46,6 +47,7 @@ class Committee(Compilable):
         templates = {member.template for member in self.members}
         self.template = templates.pop() if len(templates) == 1 else None
         self.min_distance: Floats = np.min([member.min_distance for member in self.members], axis=0)
+        self.crowd_distance = _common_crowds(self.members)
         self.takes = _common_parameters(self.members)
 
     @property
@@ -100,6 +102,12 @@ def check_species(species: Sequence[str], expected: Sequence[str], name: str, ot
             f"{name} knows the species {' '.join(species)}, {other} {' '.join(expected)}; the members of a committee "
             "need the same type_map, in the same order"
         )
+
+
+def _common_crowds(members: Sequence[Potential]) -> Floats:
+    """The smallest of all members, inf where one knows nothing of a pair."""
+    found = np.stack([member.crowd_distance for member in members])
+    return np.where(np.isfinite(found).all(axis=0), found.min(axis=0), np.inf)
 
 
 def _common_parameters(members: Sequence[Potential]) -> Takes:

@@ -43,6 +43,7 @@ class DeepPotModel:
         rcut: cutoff radius, Å.
         template: not known.
         min_distance: not known, inf for all pairs.
+        crowd_distance: not known either.
         takes: the parameters of frames and atoms that the model takes.
         version: of DeePMD-kit.
         device: where it computes, as far as torch knows.
@@ -71,6 +72,7 @@ class DeepPotModel:
         self.species = tuple(map(str, self._model.get_type_map()))
         self.rcut = float(self._model.get_rcut())
         self.min_distance: Floats = np.full((len(self.species), len(self.species)), np.inf)
+        self.crowd_distance: Floats = np.full_like(self.min_distance, np.inf)
         n_fparam, n_aparam = int(self._model.get_dim_fparam()), int(self._model.get_dim_aparam())
         self.takes = Takes(n_fparam, n_aparam, _is(self._model, "has_default_fparam"))
         self.has_atom_energy = True

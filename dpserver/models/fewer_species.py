@@ -111,4 +111,5 @@ def restricted(member: Potential, kept: Sequence[int]) -> Potential:
         state[name] = state[name][rows]
     found.load_state_dict(state)
     found.min_distance = member.min_distance[np.ix_(rows, rows)]
+    found.crowd_distance = member.crowd_distance[np.ix_(rows, rows)]
     return found.requires_grad_(False).eval()

@@ -114,6 +114,7 @@ def folded(member: Potential, fparam: Floats) -> Potential:
         state[f"fitting.{k}.0.bias"] = layer.bias.double() + shift @ weight[n_features:]
     found.load_state_dict(state)
     found.template, found.min_distance = member.template, member.min_distance
+    found.crowd_distance = member.crowd_distance
     return found.requires_grad_(False).eval()
 
 

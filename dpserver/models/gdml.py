@@ -55,6 +55,7 @@ class GDMLModel:
         template: symbol of each atom of the molecule; there may be no others, and in no other order.
         min_distance: smallest distance of each pair of species in training, (n_species, n_species), Å; inf where the
             molecule has no such pair.
+        crowd_distance: not known, inf: the order of the atoms is held against the distances of each pair.
         takes: parameters of frames and atoms: none.
         device: where it computes.
         version: of the package.
@@ -82,6 +83,7 @@ class GDMLModel:
         self._nearest, self._farthest = file.distances()
         self.rcut = float(self._farthest.max())
         self.min_distance = _by_species(self._nearest, self._pairs, self._types)
+        self.crowd_distance = np.full_like(self.min_distance, np.inf)
         self._lattice = file.lattice
         self._length, self._energy = file.length, file.energy
         try:

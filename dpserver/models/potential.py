@@ -103,6 +103,7 @@ class Potential(Compilable, AtomicModel):
         template: symbol of each atom of the training structures, where all share one order, else None.
         min_distance: smallest distance seen in training of each pair of species, (n_species, n_species), Å; inf where
             the pair was never met.
+        crowd_distance: the same of pairs in numbers, see `neighbors.crowds`; inf where nothing is known.
         table: pair energies beside the net or in its place; None where there are none.
         electrostatics: charges of the atoms; None where there are none.
         absent: species whose atoms have no energy.

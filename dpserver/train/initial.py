@@ -45,7 +45,7 @@ def initial_model(
     config = config.model_copy(update={"descriptor": config.descriptor.resolved(neighbours.counts)})
     is_tensor = isinstance(config.fitting_net, TensorFittingConfig)
     model: Model = (TensorModel if is_tensor else Potential)(config, seed=seed, precision=precision)
-    model.min_distance = neighbours.min_distance
+    model.min_distance, model.crowd_distance = neighbours.min_distance, neighbours.crowd_distance
     model.template = template(s.data for s in systems)
     model.descriptor.fit_normalisation(Sample(systems, n_wanted), config.data_stat_protect)
     model.fitting.fit_parameters(*_parameters(model, systems), config.data_stat_protect)

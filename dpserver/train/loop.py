@@ -341,6 +341,7 @@ class Trainer:
         model: Model = checkpoint.restore_model({**pretrained.values, "config": given}, str(pretrained.path))
         self._check_sel(model)
         model.min_distance = np.minimum(model.min_distance, self.neighbours.min_distance)
+        model.crowd_distance = np.minimum(model.crowd_distance, self.neighbours.crowd_distance)
         model.template = template(s.data for s in self.systems)
         self.origin = pretrained.origin
         if pretrained.refits_bias and isinstance(model, Potential):

@@ -10,6 +10,7 @@ import numpy as np
 from dpserver.frames import Bools, Floats, Frames, Ints
 from dpserver.models.config.descriptor import NeighbourCounts
 from dpserver.neighbors import Edges
+from dpserver.neighbors.crowds import crowd_distance
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,10 +20,12 @@ class NeighbourStatistics:
     Attributes:
         counts: most neighbours around any atom, by cutoff in Å.
         min_distance: smallest distance of each pair of species, (n_species, n_species), Å; inf where never met.
+        crowd_distance: smallest within which a structure had a crowd of them, see `neighbors.crowds`.
     """
 
     counts: dict[float, NeighbourCounts]
     min_distance: Floats
+    crowd_distance: Floats
 
     @classmethod
     def collect(
@@ -37,17 +40,18 @@ class NeighbourStatistics:
         """
         by_species = {rcut: np.zeros(n_species, dtype=np.int64) for rcut in cutoffs}
         total = dict.fromkeys(cutoffs, 0)
-        min_distance = np.full((n_species, n_species), np.inf)
+        min_distance, crowded = np.full((n_species, n_species), np.inf), np.full((n_species, n_species), np.inf)
         for frames, edges in batches:
             ti, tj = frames.types[edges.centre], frames.types[edges.neighbour]
             distance = edges.distance
             np.minimum.at(min_distance, (ti, tj), distance)
+            np.minimum(crowded, crowd_distance(frames, edges, n_species), out=crowded)
             for rcut in cutoffs:
                 counts = _count(frames, edges, distance < rcut, n_species)
                 np.maximum(by_species[rcut], counts.max(axis=0), out=by_species[rcut])
                 total[rcut] = max(total[rcut], int(counts.sum(axis=1).max()))
         found = {rcut: NeighbourCounts(tuple(map(int, by_species[rcut])), total[rcut]) for rcut in cutoffs}
-        return cls(found, np.minimum(min_distance, min_distance.T))
+        return cls(found, np.minimum(min_distance, min_distance.T), crowded)
 
     def allowing(self, other: NeighbourStatistics) -> NeighbourStatistics:
         """The same distances, and the larger of the counts of two data sets."""
@@ -56,7 +60,7 @@ class NeighbourStatistics:
             theirs = other.counts[rcut]
             most = tuple(max(pair) for pair in zip(mine.by_species, theirs.by_species, strict=True))
             larger[rcut] = NeighbourCounts(most, max(mine.total, theirs.total))
-        return NeighbourStatistics(larger, self.min_distance)
+        return NeighbourStatistics(larger, self.min_distance, self.crowd_distance)
 
 
 def _count(frames: Frames, edges: Edges, is_near: Bools, n_species: int) -> Ints:

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from dpserver import neighbors
 from dpserver.engine import Assigner, Order, TypedOrder
 from dpserver.engine.species import order_from_parameters
 from dpserver.errors import ConfigError, StructureError
@@ -143,6 +144,31 @@ def test_atoms_in_a_wrong_order_are_refused_with_the_pair_and_the_cause():
         np.linalg.norm(frames.positions[int(i)] - frames.positions[int(j)]), abs=1e-3
     )
     assert float(seen) == SEEN["OH".index(a), "OH".index(b)]
+
+
+def test_a_wrong_order_is_found_where_training_has_seen_contacts():
+    # Single pairs were as close in training as pairs of these names are in the wrong order, but never so many.
+    contacts = np.array([[2.05, 0.885], [0.885, 1.055]])
+    frames = structures.water((4, 4, 4))
+    order = Order(("O", "H", "H"), "--species")
+    blocks = np.argsort(frames.types, kind="stable")  # all O first
+    sent = Structures(frames.positions[None, blocks], frames.cell)
+    Assigner(PairModel(min_distance=contacts), order, "x").frames(sent)  # not found by single pairs
+    crowds = np.array([[2.6, 0.92], [0.92, 1.42]])
+    model = PairModel(min_distance=contacts, crowd_distance=crowds)
+    expected = r"4 pairs of O and O or more are closer than 1\.950 Å; .* closer than 2\.050 Å, .* closer than 2\.600 Å"
+    with pytest.raises(StructureError, match=expected + ".* not in the order of --species"):
+        Assigner(model, order, "x").frames(sent)
+    right = Structures(frames.positions[None], frames.cell)
+    assert len(Assigner(model, order, "x").frames(right).types) == 192
+
+
+def test_many_pairs_as_close_as_one_in_training_are_no_mistake():
+    frames, order = structures.water((4, 4, 4)), Order(("O", "H", "H"), "--species")
+    edges, seen = neighbors.build(frames, 4.0), np.full((2, 2), np.inf)
+    np.minimum.at(seen, (frames.types[edges.centre], frames.types[edges.neighbour]), edges.distance)
+    model = PairModel(min_distance=seen, crowd_distance=np.full((2, 2), 4.0))
+    Assigner(model, order, "x").frames(Structures(frames.positions[None], frames.cell))
 
 
 def test_a_pair_that_training_never_met_sets_no_limit():

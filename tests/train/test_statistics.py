@@ -3,6 +3,7 @@ import pytest
 
 from dpserver import neighbors
 from dpserver.models.config.descriptor import auto_sel
+from dpserver.neighbors.crowds import crowd_distance
 from dpserver.train.statistics import NeighbourStatistics, composition, fit_energy_bias
 from tests import structures
 
@@ -28,6 +29,33 @@ def test_extremes_of_neighbour_lists_are_found():
     assert near < total < sum(most)
     assert (found.min_distance == closest).all()
     assert (found.min_distance == found.min_distance.T).all()
+
+
+def test_crowds_are_found_as_by_counting():
+    frames = structures.water((4, 2, 2))  # 48 atoms make a crowd of two
+    frames.positions[:] += np.random.default_rng(1).normal(0.0, 0.1, frames.positions.shape)
+    larger = structures.water((4, 4, 4))
+    larger.positions[:] += np.random.default_rng(2).normal(0.0, 0.1, larger.positions.shape)
+    batch = type(frames).concatenate([larger, frames])
+    found = crowd_distance(batch, neighbors.build(batch, RCUT), 2)
+    expected = np.full((2, 2), np.inf)
+    for frame, least in ((larger, 4), (frames, 2)):
+        edges = neighbors.build(frame, RCUT)
+        for a in range(2):
+            for b in range(2):
+                is_kind = (frame.types[edges.centre] == a) & (frame.types[edges.neighbour] == b)
+                distance = np.sort(edges.distance[is_kind])[:: 2 if a == b else 1]
+                expected[a, b] = min(expected[a, b], distance[least - 1])
+    np.testing.assert_array_equal(found, expected)
+    assert (found == found.T).all()
+    assert (found > NeighbourStatistics.collect([(batch, neighbors.build(batch, RCUT))], 2).min_distance).all()
+
+
+def test_few_pairs_are_no_crowd():
+    frame = structures.molecule()
+    found = crowd_distance(frame, neighbors.build(frame, RCUT), 2)
+    bonds = np.linalg.norm(frame.positions[1:] - frame.positions[0], axis=1)
+    assert found.tolist() == [[np.inf, bonds.max()], [bonds.max(), np.inf]]
 
 
 def test_pairs_never_met_have_no_distance():
