@@ -31,7 +31,7 @@ from dpserver.neighbors.crowds import crowd, crowd_distance
 logger = logging.getLogger(__name__)
 
 CLOSEST_SHARE = 0.75
-"""Of the smallest distance in training. Of that in frames of liquid water, beads stay above 0.85, while a molecule whose
+"""Of the smallest distance in training. In frames of liquid water beads stay above 0.85 of it, while a molecule whose
 O and H have changed places falls below 0.73."""
 
 
