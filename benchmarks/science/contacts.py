@@ -127,8 +127,11 @@ def write(folder: Path, sources: Sequence[Path], seed: int) -> int:
     """Write a contact for each frame of some systems that has one, as a system; returns the number of frames.
 
     Raises:
-        ConfigError: the systems have other atoms, or none of their frames has a contact.
+        ConfigError: the systems have other atoms, none of their frames has a contact, or there is something in the
+            folder.
     """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} exists and is not empty; name another with --out, or remove it")
     rng, systems = np.random.default_rng(seed), [read_system(source) for source in sources]
     symbols = systems[0].symbols
     if set(symbols) != {"O", "H"}:

@@ -83,7 +83,8 @@ _ROWS: Final = {
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Lengths."""
-    parser.add_argument("--steps", type=int, default=12_000, help="of each training by dpserver [12000]")
+    parser.add_argument("--steps", type=int, default=12_000, help="of each training by dpserver for ethanol [12000]")
+    parser.add_argument("--steps-3bpa", type=int, default=6_000, help="the same for 3BPA [6000]")
     parser.add_argument("--seed", type=int, default=1, help="of the trainings [1]")
     parser.add_argument("--threads", type=int, default=1, help="of the trainings by dpserver [1]")
     parser.add_argument("--gdml-frames", type=int, default=1000, help="of ethanol, for sGDML and GDML [1000]")
@@ -109,7 +110,8 @@ def run(experiment: Experiment, options: argparse.Namespace) -> None:
                 settings |= {"frames": experiment.pick(frames, 60), "sigmas": experiment.pick(sigmas, sigmas[:2])}
             else:
                 settings["input"] = training_input(settings, folder, 0)["model"]
-                settings["steps"] = experiment.pick(options.steps, 60)
+                steps = options.steps if molecule == "ethanol" else options.steps_3bpa
+                settings["steps"] = experiment.pick(steps, 60)
             experiment.measure(name, settings, lambda f, s=settings, d=folder: measured(f, s, d, options))
 
 

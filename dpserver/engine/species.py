@@ -345,9 +345,8 @@ def check_contacts(frame: Frames, model: ForceModel, origin: str) -> None:
     _check_closest(frame, edges, model, limit, cause)
     for a, b in np.argwhere(crowd_distance(frame, edges, len(model.species)) < of_crowds)[:1]:
         raise StructureError(
-            f"{crowd(np.array(frame.n_atoms))} pairs of {model.species[a]} and {model.species[b]} or more are closer "
-            f"than {of_crowds[a, b]:.3f} Å; in training none was closer than {known[a, b]:.3f} Å, and not so many "
-            f"closer than {crowded[a, b]:.3f} Å. {cause}"
+            f"at least {crowd(np.array(frame.n_atoms))} pairs {model.species[a]}-{model.species[b]} are closer than "
+            f"{of_crowds[a, b]:.3f} Å; in training not one was closer than {known[a, b]:.3f} Å. {cause}"
         )
 
 

@@ -114,6 +114,8 @@ def test_other_atoms_and_no_contact_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"other: its atoms are not those of .*torn"):
         contacts.write(tmp_path / "out", [one, other], seed=1)
     assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match="torn exists and is not empty"):
+        contacts.write(one, [one], seed=1)
 
 
 def test_what_is_written_can_be_trained_with(tmp_path: Path) -> None:

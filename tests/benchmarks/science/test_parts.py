@@ -123,6 +123,24 @@ def test_every_part_has_what_a_part_has(part: str, tmp_path: Path) -> None:
         assert all(claim.text and claim.result for claim in module.claims(found))
 
 
+@pytest.mark.parametrize("part", ["smoothness", "linear-cost", "long-range", "quantum"])
+def test_the_results_are_those_of_the_default_options(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And of the model that is shipped; the other parts, and loc_frame, need data that are not."""
+    monkeypatch.setenv("DPSERVER_SHARED", str(tmp_path))
+    known, asked = load_records(PARTS[part]), []
+
+    def measure(_: Experiment, name: str, settings: dict[str, Any], compute: object) -> dict[str, Any]:
+        asked.append(name)
+        assert known[name]["settings"] == json.loads(json.dumps(settings)), name
+        return known[name]
+
+    monkeypatch.setattr(Experiment, "measure", measure)
+    module_of(part).run(Experiment(PARTS[part]), parser(part).parse_args([part]))
+    assert {name for name in known if "loc_frame" not in name} == set(asked)
+
+
 def some_records(part: str, is_quick: bool) -> dict[str, dict[str, Any]]:
     """Records of a part from which each of its claims that can be judged is."""
 
