@@ -32,7 +32,7 @@ PREFIX: Final = "simulation"
 _GRACE: Final = 20.0  # s that a child has for leaving on its own
 _LEAVING: Final = 60.0  # s that i-PI has for its last words after the daemon has left as it should
 _POLL: Final = 0.1  # s
-_WRONG_WITH_ATOMS: Final = re.compile(r" Å apart|neighbours of type|not finite|without a finite answer")
+_WRONG_WITH_ATOMS: Final = re.compile(r" Å apart|neighbours of type|not finite")
 _SAYS: Final = 60.0  # s between two words about how far it is
 
 

@@ -345,7 +345,7 @@ def check_contacts(frame: Frames, model: ForceModel, origin: str) -> None:
     _check_closest(frame, edges, model, limit, cause)
     for a, b in np.argwhere(crowd_distance(frame, edges, len(model.species)) < of_crowds)[:1]:
         raise StructureError(
-            f"at least {crowd(np.array(frame.n_atoms))} pairs {model.species[a]}-{model.species[b]} are closer than "
+            f"at least {crowd(frame.counts)[0]} pairs {model.species[a]}-{model.species[b]} are closer than "
             f"{of_crowds[a, b]:.3f} Å; in training not one was closer than {known[a, b]:.3f} Å. {cause}"
         )
 
