@@ -36,7 +36,7 @@ demo: $(VENV)/ready
 	$(BIN)/dpserver demo
 
 test: lint $(VENV)/ready-ipi
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 
 test-peers: $(VENV)/ready $(PEER)/ready
 	DPSERVER_PEER=$(PEER) $(BIN)/pytest -m peer tests/peers

@@ -19,6 +19,14 @@ import pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run side by side, those of a file stay together, and with them what its fixtures have made."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_runtime_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Where daemons keep their control sockets: those of the tests and of their user do not see each other."""

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from numpy.typing import NDArray
 
 from dpserver.errors import AbandonedError
+from tests.patience import PATIENCE
 
 T = TypeVar("T")
 
@@ -24,7 +25,7 @@ class Table:
     def __init__(self, count: int) -> None:
         self.count = count
         self.left: list[Sequence[NDArray[Any]]] = [()] * count
-        self.barrier = threading.Barrier(count, timeout=60)
+        self.barrier = threading.Barrier(count, timeout=PATIENCE)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dpserver.units import BOHR, HARTREE
+from tests.patience import PATIENCE
 
 _names = itertools.count()
 
@@ -22,8 +23,6 @@ NEEDINIT = b"NEEDINIT    "
 READY = b"READY       "
 HAVEDATA = b"HAVEDATA    "
 FORCEREADY = b"FORCEREADY  "
-
-PATIENCE = 20.0  # s: after this a test has failed, not been slow
 
 
 def init(text: bytes = b"\0", bead: int = 0) -> bytes:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from tests.peer import FORCEREADY, GETFORCE, HAVEDATA, PATIENCE, READY, STATUS, Peer
+from tests.patience import PATIENCE
+from tests.peer import FORCEREADY, GETFORCE, HAVEDATA, READY, STATUS, Peer
 
 Side = Literal["peer", "engine"]
 

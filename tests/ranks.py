@@ -20,6 +20,7 @@ from dpserver.parallel.crew import Crew
 from dpserver.parallel.ranked import RankedModel
 from dpserver.parallel.waiting import Patience
 from dpserver.parallel.worker import Worker
+from tests.patience import PATIENCE
 
 
 @dataclass
@@ -118,7 +119,7 @@ class Together:
 
     def __post_init__(self) -> None:
         self.brought: list[NDArray] = [np.empty(0)] * self.size
-        self.barrier = threading.Barrier(self.size, timeout=60)
+        self.barrier = threading.Barrier(self.size, timeout=PATIENCE)
 
     def of(self, rank: int) -> Collective:
         return Collective(self, rank)
@@ -191,7 +192,7 @@ def ranked(
     finally:
         over.set()
         for thread in threads:
-            thread.join(10)
+            thread.join(PATIENCE)
     assert not failures, failures
     assert not any(thread.is_alive() for thread in threads)
     assert not any(world.boxes.values()), "messages were left"

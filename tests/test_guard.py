@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dpserver import guard
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="nobody stands by elsewhere")
 
@@ -48,13 +49,13 @@ def is_alive(pid: int) -> bool:
 def test_the_exit_code_is_that_of_the_rank(code):
     with guarded(f"sys.exit({code})") as (process, pid):
         assert pid != process.pid
-        assert process.wait(20) == code
+        assert process.wait(PATIENCE) == code
 
 
 def test_what_has_killed_a_rank_is_said():
     with guarded("time.sleep(60)", OMPI_COMM_WORLD_SIZE="4", OMPI_COMM_WORLD_RANK="2") as (process, pid):
         os.kill(pid, signal.SIGKILL)
-        assert process.wait(20) == guard.LOST
+        assert process.wait(PATIENCE) == guard.LOST
         assert process.stderr is not None
         said = process.stderr.read()
     assert f"error: rank 2 of 4 (process {pid} on " in said
@@ -65,27 +66,27 @@ def test_a_signal_is_passed_on_and_taken_note_of():
     wait = "\nwhile guard.asked_at is None: time.sleep(0.01)\nsys.exit(7)"
     with guarded(wait) as (process, _):
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 7
+        assert process.wait(PATIENCE) == 7
 
 
 def test_an_echo_is_no_second_signal():
     again = "guard._note(15, None); first = guard.asked_at; guard._note(15, None); sys.exit(guard.asked_at != first)"
     with guarded(again) as (process, _):
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def test_a_second_signal_ends_the_rank():
     with guarded("guard._note(15, None); guard.asked_at -= 2; time.sleep(60)") as (process, pid):
         time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 128 + signal.SIGTERM
+        assert process.wait(PATIENCE) == 128 + signal.SIGTERM
         assert not is_alive(pid)
 
 
 def test_a_rank_does_not_outlive_who_stands_by():
     with guarded("time.sleep(60)") as (process, pid):
         process.kill()
-        process.wait(20)
+        process.wait(PATIENCE)
         for _ in range(1000):
             if not is_alive(pid):
                 return

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import JOB_PATIENCE, PATIENCE
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -25,7 +27,7 @@ def run(snippet: str) -> float:
     """Run a snippet in a process of its own and return the energy it prints."""
     done = subprocess.run(
         [sys.executable, "-c", snippet], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=JOB_PATIENCE, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return float(done.stdout.split()[0])
@@ -43,4 +45,4 @@ def test_both_ways_of_ase_give_one_energy():
         assert run(over_socket.replace("31415", port)) == pytest.approx(run(in_process), rel=1e-10)
     finally:
         daemon.terminate()
-        assert daemon.wait(30) == 0
+        assert daemon.wait(PATIENCE) == 0

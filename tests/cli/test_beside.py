@@ -21,7 +21,8 @@ from dpserver.models.tensors import TensorModel
 from dpserver.units import BOHR, HARTREE
 from tests import structures
 from tests.cli.commands import exit_code
-from tests.peer import EXIT, GETFORCE, PATIENCE, Line, Peer, posdata
+from tests.patience import PATIENCE
+from tests.peer import EXIT, GETFORCE, Line, Peer, posdata
 
 CONFIG: dict[str, Any] = {
     "type_map": ["O", "H"],

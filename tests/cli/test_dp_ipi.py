@@ -19,7 +19,8 @@ from tests import fake_deepmd, structures
 from tests.cli.commands import exit_code
 from tests.cli.test_serve import CONFIG, in_background
 from tests.doubles import PairModel
-from tests.peer import EXIT, PATIENCE, Peer
+from tests.patience import PATIENCE
+from tests.peer import EXIT, Peer
 
 WATER: dict[str, Any] = {
     "verbose": False, "use_unix": True, "port": 31415, "host": "localhost", "graph_file": "graph.pb",

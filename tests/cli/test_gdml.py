@@ -14,7 +14,8 @@ import dpserver
 from dpserver.frames import Frames
 from tests.cli.commands import exit_code, run
 from tests.models import gdml_models
-from tests.peer import EXIT, GETFORCE, PATIENCE, Peer, posdata
+from tests.patience import PATIENCE
+from tests.peer import EXIT, GETFORCE, Peer, posdata
 
 needs_sgdml = pytest.mark.skipif(find_spec("sgdml") is None, reason="needs the package sgdml")
 CELL = 20.0 * np.eye(3)

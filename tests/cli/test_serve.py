@@ -24,7 +24,8 @@ from dpserver.transport.control import ask
 from tests import structures
 from tests.cli.commands import exit_code
 from tests.models import committees
-from tests.peer import EXIT, GETFORCE, NEEDINIT, PATIENCE, Line, Peer, posdata
+from tests.patience import JOB_PATIENCE, PATIENCE
+from tests.peer import EXIT, GETFORCE, NEEDINIT, Line, Peer, posdata
 
 CONFIG = {
     "type_map": ["O", "H"],
@@ -187,7 +188,7 @@ def test_a_real_daemon_is_seen_by_status_and_leaves_no_socket(model, tmp_path, m
                 assert exit_code(monkeypatch, "status", "--json", "--pid", process.pid) == 0
                 (snapshot,) = json.loads(capsys.readouterr().out)
                 process.send_signal(signal.SIGTERM)
-                assert process.wait(60) == 0
+                assert process.wait(PATIENCE) == 0
         finally:
             process.kill()
             process.wait()
@@ -292,7 +293,7 @@ def test_a_signal_ends_a_real_daemon_that_is_serving(model, number):
                 check(line, model)
                 process.send_signal(number)
                 assert line.is_closed()
-            _, log = process.communicate(timeout=60)
+            _, log = process.communicate(timeout=JOB_PATIENCE)
         finally:
             process.kill()
             process.wait()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from dpserver.daemon import Daemon, ExitCode, Target
 from dpserver.engine import ForceModel, Order
 from dpserver.transport import Backoff, parse_endpoint
-from tests.peer import PATIENCE
+from tests.patience import PATIENCE
 
 WATER = Order(("O", "H", "H"), "--species")
 

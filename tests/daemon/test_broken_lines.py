@@ -14,7 +14,8 @@ from tests.daemon.broken import ask, break_lines, check, play_mutated_line
 from tests.daemon.serving import serving, target
 from tests.doubles import PairModel
 from tests.ipi.bouts import recordings
-from tests.peer import GETFORCE, NEEDINIT, PATIENCE, READY, STATUS, Line, Peer, init, posdata, read_reply, reply_size
+from tests.patience import PATIENCE
+from tests.peer import GETFORCE, NEEDINIT, READY, STATUS, Line, Peer, init, posdata, read_reply, reply_size
 
 SEED = 0
 FRAME = structures.cubic()

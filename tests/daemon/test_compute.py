@@ -12,7 +12,7 @@ from dpserver.engine import Engine, Request
 from dpserver.errors import DeviceError, StructureError
 from dpserver.ipi import Forces
 from tests.doubles import PairModel
-from tests.peer import PATIENCE
+from tests.patience import PATIENCE
 
 
 class Scripted(Engine):

@@ -19,7 +19,8 @@ from tests import peer as wire
 from tests import structures
 from tests.daemon.serving import WATER, serving, target
 from tests.doubles import Faulty, PairModel
-from tests.peer import EXIT, GETFORCE, HAVEDATA, NEEDINIT, PATIENCE, READY, STATUS, Line, Peer, init, posdata
+from tests.patience import PATIENCE
+from tests.peer import EXIT, GETFORCE, HAVEDATA, NEEDINIT, READY, STATUS, Line, Peer, init, posdata
 
 FRAME = structures.cubic()
 N = FRAME.n_atoms

@@ -12,7 +12,8 @@ from dpserver.transport import Backoff
 from tests import structures
 from tests.daemon.serving import target
 from tests.doubles import PairModel
-from tests.peer import EXIT, PATIENCE, STATUS, Line, Peer, init, posdata
+from tests.patience import PATIENCE
+from tests.peer import EXIT, STATUS, Line, Peer, init, posdata
 
 
 class Clock:

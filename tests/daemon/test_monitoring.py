@@ -17,7 +17,8 @@ from dpserver.monitor.outlets import open_outlets
 from tests import structures
 from tests.daemon.serving import serving, target
 from tests.doubles import Faulty, PairModel
-from tests.peer import EXIT, GETFORCE, PATIENCE, Peer, batched_posdata, posdata, reply_size
+from tests.patience import PATIENCE
+from tests.peer import EXIT, GETFORCE, Peer, batched_posdata, posdata, reply_size
 
 FRAME = structures.cubic()
 N = FRAME.n_atoms

@@ -22,12 +22,12 @@ from ase import units
 from ase.md.verlet import VelocityVerlet
 
 from dpserver.ase import DPCalculator
+from tests.patience import JOB_PATIENCE, PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVERS = ROOT / "drivers" / "ipi"
 WATER = ROOT / "examples" / "water"
 N_ATOMS = 192
-LIMIT = 150  # s, for one i-PI
 
 
 @pytest.fixture
@@ -89,11 +89,11 @@ def test_ipi(folder: Path, beads: int, dynamics: str, steps: int) -> None:
     prepare(folder, "direct.xml", steps, beads, dynamics)
     address = prepare(folder, "socket.xml", steps, beads, dynamics)
     daemon = [sys.executable, "-m", "dpserver", "--model", "w.pt", "--template", "water.xyz", "--unix", address]
-    daemon += ["--once", "--timeout", "60", "--precision", "double", "--connections", str(beads)]
+    daemon += ["--once", "--timeout", f"{PATIENCE:g}", "--precision", "double", "--connections", str(beads)]
     with running(daemon, folder) as engine:
-        subprocess.run(ipi("socket.xml"), cwd=folder, timeout=LIMIT, check=True)
-        assert engine.wait(LIMIT) == 0
-    subprocess.run(ipi("direct.xml"), cwd=folder, timeout=LIMIT, check=True)
+        subprocess.run(ipi("socket.xml"), cwd=folder, timeout=JOB_PATIENCE, check=True)
+        assert engine.wait(JOB_PATIENCE) == 0
+    subprocess.run(ipi("direct.xml"), cwd=folder, timeout=JOB_PATIENCE, check=True)
     served, direct = positions(folder, "socket", beads), positions(folder, "direct", beads)
     assert np.abs(served[:, 1] - served[:, 0]).max() > 0.01
     np.testing.assert_allclose(served, direct, rtol=0, atol=1e-8)
@@ -109,10 +109,10 @@ def test_ipi_driver(folder: Path) -> None:
     with running(ipi("socket.xml"), folder) as server:
         while not Path(f"/tmp/ipi_{address}").exists() and server.poll() is None:
             time.sleep(0.02)
-        subprocess.run(driver, cwd=folder, timeout=LIMIT, check=True)
-        assert server.wait(LIMIT) == 0
+        subprocess.run(driver, cwd=folder, timeout=JOB_PATIENCE, check=True)
+        assert server.wait(JOB_PATIENCE) == 0
     prepare(folder, "direct.xml", 3, 1, "nve")
-    subprocess.run(ipi("direct.xml"), cwd=folder, timeout=LIMIT, check=True)
+    subprocess.run(ipi("direct.xml"), cwd=folder, timeout=JOB_PATIENCE, check=True)
     np.testing.assert_allclose(positions(folder, "socket", 1), positions(folder, "direct", 1), rtol=0, atol=1e-8)
 
 
@@ -123,7 +123,9 @@ def test_refused_structure_ends_the_run(folder: Path, is_threaded: bool) -> None
     text = (folder / "direct.xml").read_text(encoding="utf-8")
     text = text.replace("template: water.xyz", "species: O H H").replace('"True"', f'"{is_threaded}"')
     (folder / "direct.xml").write_text(text, encoding="utf-8")
-    done = subprocess.run(ipi("direct.xml"), cwd=folder, timeout=LIMIT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ipi("direct.xml"), cwd=folder, timeout=JOB_PATIENCE, capture_output=True, text=True, check=False
+    )
     assert "the atoms are not in the order of species (O H H)" in done.stdout + done.stderr
     rows = (folder / "direct.out").read_text(encoding="utf-8").splitlines()
     assert not any(len(row.split()) == 5 for row in rows if not row.startswith("#"))

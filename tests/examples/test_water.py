@@ -21,11 +21,11 @@ from scipy.linalg import solve_continuous_lyapunov
 from dpserver.ase import DPCalculator
 from dpserver.demo.trajectory import read_properties
 from dpserver.units import BOHR, BOLTZMANN, HARTREE
+from tests.patience import JOB_PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 WATER = ROOT / "examples" / "water"
 N_ATOMS = 192
-LIMIT = 150  # s, for one example
 SHELL = f"""
 set -e
 dpserver() {{ {sys.executable} -m dpserver "$@"; }}
@@ -63,7 +63,7 @@ def run(name: str, tmp_path: Path, replacements: dict[str, str]) -> Path:
             ["bash", "-c", script], cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            status = shell.wait(LIMIT)
+            status = shell.wait(JOB_PATIENCE)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(shell.pid, signal.SIGKILL)
@@ -149,6 +149,7 @@ def test_shared_memory(tmp_path: Path) -> None:
     check(run_ipi("ipi-shm", tmp_path, 6), drift=3.0)
 
 
+@pytest.mark.xdist_group("mpi")
 @pytest.mark.skipif(not Path(sys.executable).with_name("mpirun").is_file(), reason="no MPI; pip install mpich")
 def test_mpi(tmp_path: Path) -> None:
     folder = run("ipi-ffmpi", tmp_path, {"<total_steps>[^<]*<": "<total_steps> 6 <"})

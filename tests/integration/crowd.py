@@ -21,7 +21,6 @@ from tests import structures
 from tests.daemon.serving import serving, target
 from tests.doubles import PairModel
 from tests.integration.ipi_runs import (
-    LIMIT,
     finish,
     free_endpoint,
     ipi,
@@ -31,6 +30,7 @@ from tests.integration.ipi_runs import (
     write_exchange,
     write_input,
 )
+from tests.patience import JOB_PATIENCE
 
 CUBIC = structures.cubic()
 TRICLINIC = upright(structures.water((2, 2, 2), structures.SHEAR))
@@ -86,7 +86,9 @@ def optimise(endpoint: str) -> np.ndarray:
     """The path of an ASE optimisation, (n_steps + 1, n_atoms, 3), Å."""
     frames = structures.cluster()
     atoms = ase.Atoms("OHH" * (frames.n_atoms // 3), frames.positions)
-    with SocketIOCalculator(unixsocket=str(place(endpoint)).removeprefix("/tmp/ipi_"), timeout=LIMIT) as calculator:
+    with SocketIOCalculator(
+        unixsocket=str(place(endpoint)).removeprefix("/tmp/ipi_"), timeout=JOB_PATIENCE
+    ) as calculator:
         atoms.calc = calculator
         steps = BFGS(atoms, logfile=None).irun(fmax=0, steps=N_OPTIMISATION)
         path = [atoms.positions.copy() for _ in steps]
@@ -110,7 +112,7 @@ class Optimisation:
         try:
             yield thread
         finally:
-            thread.join(LIMIT)
+            thread.join(JOB_PATIENCE)
 
 
 @dataclass

@@ -21,13 +21,13 @@ from dpserver.frames import Frames
 from dpserver.units import BOHR, HARTREE, HARTREE_PER_BOHR
 from tests import structures
 from tests.doubles import PairModel
+from tests.patience import JOB_PATIENCE
 from tests.peer import Peer
 
 IPI = Path(sys.executable).with_name("i-pi")
 MASSES = {"O": 29166.2, "H": 1837.36}  # electron masses
 TIME_STEP = 20.0  # atomic units
 N_STEPS = 25
-LIMIT = 120  # s, for one i-PI
 
 INPUT = """
 <simulation verbosity='low'>
@@ -214,7 +214,7 @@ def ipi(folder: Path, place: Path | None = None) -> Iterator[subprocess.Popen[st
             process.wait()
 
 
-def finish(process: subprocess.Popen[str], folder: Path, limit: float = LIMIT) -> None:
+def finish(process: subprocess.Popen[str], folder: Path, limit: float = JOB_PATIENCE) -> None:
     assert process.wait(limit) == 0, (folder / "i-pi.log").read_text()
 
 

@@ -21,6 +21,7 @@ from ase.stress import full_3x3_to_voigt_6_stress  # noqa: E402
 
 from dpserver.frames import Frames  # noqa: E402
 from dpserver.transport import Backoff  # noqa: E402
+from tests.patience import PATIENCE  # noqa: E402
 
 
 class InProcess(Calculator):
@@ -77,7 +78,7 @@ def listening(request):
 )
 def test_a_trajectory_is_that_of_the_model_in_process(listening, frames):
     options, endpoint = listening
-    with serving(PairModel(), target(endpoint)), socketio.SocketIOCalculator(timeout=30, **options) as calculator:
+    with serving(PairModel(), target(endpoint)), socketio.SocketIOCalculator(timeout=PATIENCE, **options) as calculator:
         served = run(atoms(frames), calculator)
     np.testing.assert_allclose(served, run(atoms(frames), InProcess()), rtol=0, atol=1e-8)
 
@@ -87,7 +88,7 @@ def test_one_daemon_serves_one_calculator_after_the_other(listening):
     expected = run(atoms(structures.cubic()), InProcess(), 3)
     with serving(PairModel(), target(endpoint)):
         for _ in range(3):
-            with socketio.SocketIOCalculator(timeout=30, **options) as calculator:
+            with socketio.SocketIOCalculator(timeout=PATIENCE, **options) as calculator:
                 served = run(atoms(structures.cubic()), calculator, 3)
             np.testing.assert_allclose(served, expected, rtol=0, atol=1e-8)
 
@@ -104,7 +105,7 @@ def test_the_connection_that_ase_never_accepts_disturbs_neither_this_optimisatio
     options, endpoint = listening
     with serving(PairModel(), target(endpoint, connections=None), make_backoff=Backoff):
         for seed in range(3):
-            with socketio.SocketIOCalculator(timeout=30, **options) as calculator:
+            with socketio.SocketIOCalculator(timeout=PATIENCE, **options) as calculator:
                 served = relax(atoms(structures.cubic(seed)), calculator)
             np.testing.assert_allclose(served, relax(atoms(structures.cubic(seed)), InProcess()), rtol=0, atol=1e-8)
     messages = [r.getMessage() for r in caplog.records]
@@ -115,7 +116,7 @@ def test_the_connection_that_ase_never_accepts_disturbs_neither_this_optimisatio
 
 def test_ase_is_told_when_its_structure_is_refused(listening):
     options, endpoint = listening
-    with serving(PairModel(), target(endpoint)), socketio.SocketIOCalculator(timeout=30, **options) as calculator:
+    with serving(PairModel(), target(endpoint)), socketio.SocketIOCalculator(timeout=PATIENCE, **options) as calculator:
         made = atoms(structures.cubic())[:10]
         made.calc = calculator
         with pytest.raises((socketio.SocketClosed, ConnectionError)):

@@ -23,6 +23,7 @@ from tests.integration.ipi_runs import (
     verlet,
     write_input,
 )
+from tests.patience import JOB_PATIENCE
 from tests.peer import Peer
 
 pytest.importorskip("ipi")
@@ -119,7 +120,9 @@ def test_ase_on_the_same_daemon_gets_the_mean(tmp_path: Path, endpoint: str) -> 
     with (
         serving(PairCommittee(), target(endpoint), target(other)),
         ipi(tmp_path) as process,
-        socketio.SocketIOCalculator(unixsocket=other.removeprefix("unix:/tmp/ipi_"), timeout=60) as calculator,
+        socketio.SocketIOCalculator(
+            unixsocket=other.removeprefix("unix:/tmp/ipi_"), timeout=JOB_PATIENCE
+        ) as calculator,
     ):
         atoms = Atoms("OHH" * 8, FRAMES.positions, cell=FRAMES.cell[0], pbc=True, calculator=calculator)
         for _ in range(3):

@@ -14,6 +14,7 @@ from dpserver.demo.trajectory import read_properties
 from dpserver.models import checkpoint
 from dpserver.models.config import ModelConfig, parse
 from dpserver.models.potential import Potential
+from tests.patience import JOB_PATIENCE
 
 pytest.importorskip("ipi")
 pytest.importorskip("matplotlib")
@@ -66,7 +67,7 @@ def test_an_interrupted_run_leaves_a_picture_and_no_process(command, tmp_path):
         if line.startswith("step"):
             break
     demo.send_signal(signal.SIGINT)
-    text = demo.communicate(timeout=120)[0]
+    text = demo.communicate(timeout=JOB_PATIENCE)[0]
     assert demo.returncode == 130, text
     assert "interrupted: drawing what there is" in text
     assert (tmp_path / "run" / "water.png").exists()

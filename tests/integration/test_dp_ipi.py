@@ -14,6 +14,7 @@ from dpserver.units import BOHR, HARTREE
 from tests import structures
 from tests.integration.ipi_runs import cell_bohr, energies, finish, free_endpoint, ipi, place, start, write_input
 from tests.integration.processes import daemon, save_model
+from tests.patience import PATIENCE
 
 pytest.importorskip("ipi")
 
@@ -41,7 +42,7 @@ def test_the_file_of_dp_ipi_is_all_it_takes(tmp_path: Path, kind: str) -> None:
     command = ("-m", "dpserver", "--dp-ipi", str(tmp_path / "water.json"), "--once")
     with ipi(tmp_path) as process, daemon(*command) as served:
         finish(process, tmp_path)
-        assert served.wait(60) == 0
+        assert served.wait(PATIENCE) == 0
     model = checkpoint.load(tmp_path / "graph.pt", device="cpu")
     x, _, _, _ = start(frames)
     expected = model.evaluate(Frames.single(x * BOHR, frames.types, cell_bohr(frames) * BOHR)).energy[0] / HARTREE

@@ -21,7 +21,6 @@ from tests.doubles import Faulty, PairModel
 from tests.integration.conftest import N_BEADS
 from tests.integration.cutting import FRAME, MANNERS, cuts, run
 from tests.integration.ipi_runs import (
-    LIMIT,
     N_STEPS,
     finish,
     free_endpoint,
@@ -30,6 +29,7 @@ from tests.integration.ipi_runs import (
     write_input,
 )
 from tests.integration.processes import daemon, save_model, serve
+from tests.patience import JOB_PATIENCE
 
 pytest.importorskip("ipi")
 
@@ -106,7 +106,7 @@ def test_what_a_model_gets_wrong_is_never_sent_and_asked_for_again(tmp_path, man
 @pytest.mark.parametrize("manner", MANNERS)
 def test_lines_cut_at_any_byte_between_ipi_and_the_daemon(tmp_path, manner, undisturbed):
     wanted = cuts(random.Random(manner), MANNERS[manner], 8)
-    assert run(tmp_path, MANNERS[manner], wanted, N_STEPS, LIMIT) >= 3  # the last ones may come too late
+    assert run(tmp_path, MANNERS[manner], wanted, N_STEPS, JOB_PATIENCE) >= 3  # the last ones may come too late
     same(tmp_path, undisturbed)
 
 
@@ -158,7 +158,7 @@ def test_ipi_that_is_killed_while_we_compute_is_served_again_at_once(tmp_path, u
     with serving(model, target(endpoint), make_backoff=recorded(pauses)):
         with ipi(tmp_path) as process:
             victims.append(process)
-            assert process.wait(LIMIT) == -signal.SIGKILL
+            assert process.wait(JOB_PATIENCE) == -signal.SIGKILL
         with ipi(tmp_path) as process:
             finish(process, tmp_path)
             assert max(pauses) <= 0.15
@@ -180,6 +180,7 @@ def stuck(self, requests):
 
 Engine.answer = stuck
 from dpserver.cli.app import main
+from tests.patience import JOB_PATIENCE
 sys.exit(main())
 """
 

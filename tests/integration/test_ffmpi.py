@@ -15,23 +15,25 @@ import numpy as np
 import pytest
 
 from dpserver.models import checkpoint
-from dpserver.transport.shm import SEGMENTS
 from tests import structures
 from tests.daemon.serving import serving, target
 from tests.integration.ipi_runs import IPI, finish, free_endpoint, ipi, last_positions, write_input
 from tests.integration.processes import save_model
+from tests.parallel.jobs import HAS_MPI, MPIEXEC, no_segments_left
+from tests.patience import JOB_PATIENCE
 
 pytest.importorskip("ipi")
 pytest.importorskip("mpi4py")
 
 ROOT = Path(__file__).resolve().parents[2]
-MPIEXEC = Path(sys.executable).with_name("mpiexec")
-pytestmark = pytest.mark.skipif(not MPIEXEC.is_file(), reason=f"no MPI in {MPIEXEC.parent}; pip install mpich")
+pytestmark = [
+    pytest.mark.skipif(not HAS_MPI, reason=f"no MPI in {MPIEXEC.parent}; pip install mpich"),
+    pytest.mark.xdist_group("mpi"),
+]
 
 FRAMES = structures.cubic()
 N_BEADS = 5
 N_STEPS = 8
-LIMIT = 100  # s, for one job
 
 
 @pytest.fixture(scope="module")
@@ -63,16 +65,8 @@ def write_mpi_input(folder: Path, options: str = "", names: tuple[str, ...] = ("
 
 @pytest.fixture(autouse=True)
 def _no_segments_left() -> Iterator[None]:
-    """MPICH leaves its shared memory behind when a job is aborted; take away what came meanwhile and nobody uses."""
-    before = set(SEGMENTS.glob("mpich_shm_*"))
-    yield
-    left = set(SEGMENTS.glob("mpich_shm_*")) - before
-    for maps in Path("/proc").glob("[0-9]*/maps") if left else ():
-        with contextlib.suppress(OSError):
-            text = maps.read_text()
-            left = {path for path in left if str(path) not in text}
-    for path in left:
-        path.unlink(missing_ok=True)
+    with no_segments_left():
+        yield
 
 
 def run_job(folder: Path, *drivers: tuple[int, list[str]], option: str = "--mpi-driver") -> tuple[int, str]:
@@ -91,9 +85,9 @@ def run_job(folder: Path, *drivers: tuple[int, list[str]], option: str = "--mpi-
             command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            code = job.wait(LIMIT)
+            code = job.wait(JOB_PATIENCE)
         except subprocess.TimeoutExpired:
-            pytest.fail(f"the job goes on after {LIMIT} s:\n{said.read_text()}")
+            pytest.fail(f"the job goes on after {JOB_PATIENCE} s:\n{said.read_text()}")
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(job.pid, signal.SIGKILL)

@@ -19,6 +19,7 @@ from tests.daemon.serving import target
 from tests.doubles import Faulty, PairModel
 from tests.integration.crowd import KINDS, Crowd, Results, alone
 from tests.integration.ipi_runs import free_endpoint, ipi, write_input
+from tests.patience import PATIENCE
 from tests.peer import GETFORCE, Peer, posdata
 
 
@@ -51,7 +52,7 @@ def test_one_that_is_stopped_one_that_dies_and_one_that_talks_nonsense(tmp_path,
     write_input(tmp_path / "doomed", structures.cubic(), doomed, n_beads=2, n_steps=100_000)
     with Peer(0) as bad, crowd.running(model, target(doomed), target(bad.endpoint)) as optimisation:
         with ipi(tmp_path / "doomed"):
-            assert is_stopped.wait(60)
+            assert is_stopped.wait(PATIENCE)
             for seed in range(8):
                 break_line(random.Random(seed), bad)
             with bad.accept() as line:

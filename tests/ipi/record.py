@@ -19,6 +19,7 @@ from tests.daemon.serving import serving, target
 from tests.doubles import PairModel
 from tests.integration.ipi_runs import finish, free_endpoint, ipi, place, write_input
 from tests.ipi.bouts import SESSIONS
+from tests.patience import PATIENCE
 from tests.proxy import Proxy
 
 
@@ -48,7 +49,7 @@ def ase_talks(frames: Frames) -> Callable[[str], None]:
     def talk(endpoint: str) -> None:
         atoms = Atoms("OHH" * (frames.n_atoms // 3), frames.positions, cell=frames.cell[0], pbc=frames.pbc[0])
         name = str(place(endpoint)).removeprefix("/tmp/ipi_")
-        with SocketIOCalculator(unixsocket=name, timeout=30) as calculator:
+        with SocketIOCalculator(unixsocket=name, timeout=PATIENCE) as calculator:
             atoms.calc = calculator
             for _ in range(3):
                 atoms.positions += 0.01 * atoms.get_forces()

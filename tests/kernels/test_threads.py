@@ -9,6 +9,7 @@ import pytest
 from dpserver.errors import ConfigError
 from dpserver.kernels import threads as module
 from dpserver.kernels.threads import Threads, available_cores
+from tests.patience import PATIENCE
 
 
 def test_every_thread_runs_the_job_once_and_at_the_same_time() -> None:
@@ -16,7 +17,7 @@ def test_every_thread_runs_the_job_once_and_at_the_same_time() -> None:
     seen: list[tuple[int, int]] = []
 
     def job(number: int) -> None:
-        barrier.wait(10)
+        barrier.wait(PATIENCE)
         seen.append((number, threading.get_ident()))
 
     threads = Threads(4)
@@ -63,7 +64,7 @@ def test_threads_end_with_their_pool() -> None:
     del threads
     gc.collect()
     for thread in mine:
-        thread.join(10)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
 
 

@@ -24,6 +24,7 @@ from dpserver.neighbors import on_device
 from tests import structures
 from tests.contract import scaled
 from tests.models.test_se_e2_a import make
+from tests.patience import JOB_PATIENCE
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL: dict[str, Any] = {"neuron": [4, 8], "axis_neuron": 3, "sel": [20, 40], "rcut": 4.0, "rcut_smth": 1.0}
@@ -191,6 +192,8 @@ for number, names in (("fp64", kernels), ("fp32", ("moments", "gradients", "inpu
 
 def test_the_kernels_compile_for_a_gpu_that_is_not_here() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_DEFAULT_FP_FUSION": "1"}
-    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, timeout=JOB_PATIENCE
+    )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 11

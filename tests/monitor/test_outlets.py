@@ -12,6 +12,7 @@ from dpserver.errors import ConfigError
 from dpserver.monitor import Meter
 from dpserver.monitor.outlets import open_outlets
 from dpserver.transport.control import ask, find_sockets
+from tests.patience import PATIENCE
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +66,7 @@ def test_metrics_over_http():
     port = free_port()
     with (
         open_outlets(Meter(), "off", f"127.0.0.1:{port}"),
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer,
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE) as answer,
     ):
         assert b"dpserver_info{" in answer.read()
 

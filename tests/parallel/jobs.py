@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from dpserver.transport.shm import SEGMENTS
+from tests.patience import JOB_PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 MPIEXEC = Path(sys.executable).with_name("mpiexec")
 HAS_MPI = MPIEXEC.is_file()
-LIMIT = 100.0
 
 
 @dataclass(eq=False)
@@ -44,10 +44,10 @@ class Job:
         """Wait until something is so; the job must not end before."""
         while not is_so():
             assert self.process.poll() is None, self.said
-            assert time.monotonic() - self.started < LIMIT, self.said
+            assert time.monotonic() - self.started < JOB_PATIENCE, self.said
             time.sleep(0.02)
 
-    def wait(self, limit: float = LIMIT) -> int:
+    def wait(self, limit: float = JOB_PATIENCE) -> int:
         """Exit code of the launcher."""
         try:
             return self.process.wait(limit)
@@ -87,26 +87,40 @@ class Job:
 
 
 @contextmanager
+def no_segments_left() -> Iterator[None]:
+    """MPICH leaves its shared memory behind when a job is aborted; take away what came meanwhile and nobody uses."""
+    before = set(SEGMENTS.glob("mpich_shm_*"))
+    try:
+        yield
+    finally:
+        left = set(SEGMENTS.glob("mpich_shm_*")) - before
+        for maps in Path("/proc").glob("[0-9]*/maps") if left else ():
+            with contextlib.suppress(OSError):
+                text = maps.read_text()
+                left = {path for path in left if str(path) not in text}
+        for path in left:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
 def mpi_job(log: Path, n: int, program: Sequence[str], options: Sequence[str] = ()) -> Iterator[Job]:
     """Run a Python program in so many ranks; what is left at the end is killed."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TEST_JOB": str(log)}
-    before = set(SEGMENTS.glob("mpich_shm_*"))
-    with log.open("w") as stream:
-        process = subprocess.Popen(
-            [str(MPIEXEC), *options, "-n", str(n), sys.executable, *program],
-            cwd=log.parent,
-            env=environment,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    job = Job(process, log)
-    try:
-        yield job
-    finally:
-        for pid in [*job.ranks().values(), process.pid]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.wait()
-        for path in set(SEGMENTS.glob("mpich_shm_*")) - before:  # MPICH leaves them when a job is aborted
-            path.unlink(missing_ok=True)
+    with no_segments_left():
+        with log.open("w") as stream:
+            process = subprocess.Popen(
+                [str(MPIEXEC), *options, "-n", str(n), sys.executable, *program],
+                cwd=log.parent,
+                env=environment,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        job = Job(process, log)
+        try:
+            yield job
+        finally:
+            for pid in [*job.ranks().values(), process.pid]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()

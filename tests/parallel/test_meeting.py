@@ -17,6 +17,7 @@ from dpserver.frames import ForceResult, Frames
 from dpserver.parallel.meeting import Meeting, MeetingLostError, evaluate
 from dpserver.parts import add_up
 from tests import structures
+from tests.patience import PATIENCE
 from tests.ranks import World, patience
 
 
@@ -35,7 +36,7 @@ def meet(members: list[int], job: Callable[[Meeting], Any], size: int = 0) -> di
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(PATIENCE)
     is_stuck = any(thread.is_alive() for thread in threads)
     over.set()
     assert not is_stuck, "some wait for ever"

@@ -26,7 +26,10 @@ from tests.parallel.jobs import HAS_MPI, mpi_job
 from tests.peer import EXIT, GETFORCE, Peer, posdata
 
 pytest.importorskip("mpi4py")
-pytestmark = pytest.mark.skipif(not HAS_MPI, reason="no mpiexec beside this Python; pip install mpich")
+pytestmark = [
+    pytest.mark.skipif(not HAS_MPI, reason="no mpiexec beside this Python; pip install mpich"),
+    pytest.mark.xdist_group("mpi"),
+]
 
 HERE = Path(__file__).parent
 
@@ -201,8 +204,8 @@ def test_idle_ranks_sleep(tmp_path):
         worker = job.ranks()[1]
         looks, used = sleeps(worker), cpu_seconds(worker)
         time.sleep(3)
-        assert sleeps(worker) - looks < 3 / Patience().longest + 10
-        assert cpu_seconds(worker) - used < 0.1 * 3  # 0.03 where the machine is quiet
+        assert 0 < sleeps(worker) - looks < 3 / Patience().longest + 10
+        assert cpu_seconds(worker) - used < 0.5 * 3  # 0.1 to 0.3; who never sleeps uses 3
 
 
 def sleeps(pid: int) -> int:

@@ -25,6 +25,7 @@ from tests import structures
 from tests.engine.test_companions import PointCharges
 from tests.models import test_tensors
 from tests.parallel import broadcast
+from tests.patience import PATIENCE
 from tests.ranks import Springs, Together, World, patience, ranked
 
 WAYS = list(Decompose)
@@ -174,7 +175,7 @@ def test_files_of_all_models_arrive():
     crew.send_model(b"energies", b"", b"polar")
     assert crew.await_model() == [""]
     crew.dismiss()
-    thread.join(10)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
 
 
@@ -190,7 +191,7 @@ def test_fixed_lists_say_what_bcast_and_reduce_say(n_ranks, name):
         thread.start()
     simple = broadcast.evaluate(together.of(0), Springs(), frames)
     for thread in others:
-        thread.join(10)
+        thread.join(PATIENCE)
     with ranked(Springs(), n_ranks, lambda rank, file: Springs(), decompose=Decompose.SPACE) as found:
         found.evaluate(BATCHES[name])  # so that the lists are those of an earlier step
         agree(found.evaluate(frames), simple)
@@ -217,7 +218,7 @@ def test_a_step_is_sent_as_numbers_alone_until_a_decomposition_ends():
 def test_all_ranks_compute_at_the_same_time():
     """Each waits in its evaluation for all the others to be in theirs: none may be asked after another has answered."""
     n_ranks = 4
-    all_there = threading.Barrier(n_ranks, timeout=30)
+    all_there = threading.Barrier(n_ranks, timeout=PATIENCE)
 
     class Together(Springs):
         def evaluate(self, frames: Frames) -> ForceResult:

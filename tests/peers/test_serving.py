@@ -18,13 +18,13 @@ pytest.importorskip("google.protobuf")
 
 from dpserver.frames import Frames
 from tests import structures
+from tests.patience import JOB_PATIENCE
 from tests.peer import EXIT, GETFORCE, Line, Peer, Reply, posdata, read_reply, reply_size
 from tests.peers.cases import CASES
 from tests.peers.conftest import DeePMDKit
 
 pytestmark = pytest.mark.peer
 
-PATIENCE = 120.0  # s: both load their frameworks first
 SAYS = len(b"nothing")  # as extras
 NAMES = ("OW", "HW")
 OLDER_CONSTANTS = 3e-8
@@ -61,14 +61,14 @@ def running(folder: Path, *command: object) -> Iterator[subprocess.Popen[str]]:
 def accept(peer: Peer, process: subprocess.Popen[str], folder: Path) -> Line:
     """The connection of a driver that takes its time to start."""
     peer.listener.settimeout(1.0)
-    for _ in range(int(PATIENCE)):
+    for _ in range(int(JOB_PATIENCE)):
         try:
             line = peer.accept()
         except TimeoutError:
             if process.poll() is None:
                 continue
             break
-        line.sock.settimeout(PATIENCE)
+        line.sock.settimeout(JOB_PATIENCE)
         return line
     pytest.fail((folder / "log").read_text()[-2000:])
 
@@ -109,7 +109,7 @@ def test_the_daemon_answers_as_dp_ipi(deepmd_kit: DeePMDKit, peer_python: Path, 
             with accept(peer, process, tmp_path) as line:
                 replies[name] = [answer(line, f, SAYS if name == "dp_ipi" else 1) for f in (frame, moved)]
                 line.send(EXIT)
-            assert name == "dp_ipi" or process.wait(PATIENCE) == 0, (tmp_path / "log").read_text()
+            assert name == "dp_ipi" or process.wait(JOB_PATIENCE) == 0, (tmp_path / "log").read_text()
     for name in ("native", "deepmd"):
         for expected, found in zip(replies["dp_ipi"], replies[name], strict=True):
             np.testing.assert_allclose(found.energy, expected.energy, rtol=OLDER_CONSTANTS)
@@ -127,7 +127,7 @@ def test_a_model_only_deepmd_kit_knows_is_served(deepmd_kit: DeePMDKit, peer_pyt
         options = ["--unix", peer.address, "--species", "O H H", "--once"]
         command = [peer_python, "-m", "dpserver", "--model", model, *options]
         with running(tmp_path, *command) as process:
-            assert process.wait(PATIENCE) == 3
+            assert process.wait(JOB_PATIENCE) == 3
         log = (tmp_path / "log").read_text()
         assert "its descriptor is DPA-3, not supported" in log
         assert "`dpserver --backend deepmd` serves this one through it" in log
@@ -135,7 +135,7 @@ def test_a_model_only_deepmd_kit_knows_is_served(deepmd_kit: DeePMDKit, peer_pyt
             line.handshake()
             reply = answer(line, frame, 1)
             line.send(EXIT)
-            assert process.wait(PATIENCE) == 0
+            assert process.wait(JOB_PATIENCE) == 0
     np.testing.assert_allclose(reply.energy, expected["energy"], rtol=1e-10)
     np.testing.assert_allclose(reply.forces[0], expected["forces"], rtol=0, atol=1e-10)
     np.testing.assert_allclose(reply.virial, expected["virial"], rtol=0, atol=1e-9)

@@ -9,7 +9,8 @@ import pytest
 
 from dpserver.transport import Connection
 from dpserver.transport.connection import CHUNK_BYTES, CHUNKS_PER_TURN
-from tests.peer import PATIENCE, Line, Peer
+from tests.patience import PATIENCE
+from tests.peer import Line, Peer
 
 
 def wait(connection: Connection, *, to_write: bool = False) -> None:

@@ -11,8 +11,7 @@ import pytest
 from dpserver.errors import ConfigError
 from dpserver.transport import control
 from dpserver.transport.control import ControlServer, ask, default_path, directories, find_sockets
-
-PATIENCE = 20.0
+from tests.patience import PATIENCE
 
 
 @pytest.fixture

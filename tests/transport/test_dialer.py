@@ -7,7 +7,8 @@ import pytest
 
 from dpserver.transport import Attempt, Backoff, Connection
 from dpserver.transport.endpoint import Address, parse_endpoint
-from tests.peer import PATIENCE, Peer
+from tests.patience import PATIENCE
+from tests.peer import Peer
 
 
 def finish(attempt: Attempt) -> Connection | None:

@@ -12,8 +12,7 @@ import pytest
 from dpserver.errors import DeviceError
 from dpserver.transport import lifeline
 from dpserver.transport.lifeline import Address, Hub, Line
-
-PATIENCE = 10.0
+from tests.patience import PATIENCE
 
 
 class Ends:

@@ -9,8 +9,7 @@ import pytest
 from dpserver.errors import ConfigError
 from dpserver.transport import web
 from dpserver.transport.web import Page, WebServer, parse_address
-
-PATIENCE = 20.0
+from tests.patience import PATIENCE
 
 
 def fail() -> Page:
