@@ -7,6 +7,7 @@ import signal
 # Read by numpy's and torch's libraries when they are first loaded, by this process and by those the tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["COLUMNS"] = "80"  # what is printed is the same, however wide the terminal is that the tests run in
 # Where there is no GPU, Triton's kernels are interpreted.
 os.environ.setdefault("TRITON_INTERPRET", "0" if os.path.exists("/dev/nvidiactl") else "1")
 

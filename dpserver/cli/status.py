@@ -10,6 +10,7 @@ from time import sleep
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
 from dpserver.cli import console
 from dpserver.errors import ConfigError
@@ -52,8 +53,8 @@ def status(
         console.err.print(_nobody(pid, control), soft_wrap=True, highlight=False)
         raise typer.Exit(_NOBODY)
     if not as_json:
-        # A file or a pipe has no width; lines that are cut cannot be searched.
-        console.out.print(_page(snapshots), width=None if console.out.is_terminal else _WIDE)
+        # A file or a pipe has no width, whatever COLUMNS says; lines that are cut cannot be searched.
+        (console.out if console.out.is_terminal else Console(width=_WIDE)).print(_page(snapshots))
 
 
 def _ask(pid: int | None, control: Path | None) -> list[Snapshot]:

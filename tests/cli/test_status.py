@@ -21,7 +21,7 @@ def home(tmp_path, monkeypatch) -> Path:
     directory = tmp_path / "dpserver"
     directory.mkdir(mode=0o700)
     monkeypatch.setattr(control, "directories", lambda: [directory])
-    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setenv("COLUMNS", "40")
     return directory
 
 
