@@ -30,6 +30,8 @@ SHELL = f"""
 set -e
 dpserver() {{ {sys.executable} -m dpserver "$@"; }}
 python() {{ {sys.executable} "$@"; }}
+# Without the option Hydra 5.0 kills what is left now and then, when i-PI has left before it was noticed.
+mpirun() {{ command mpirun -disable-auto-cleanup "$@"; }}
 export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={ROOT} DPSERVER_TIMEOUT=60
 """
 

@@ -74,7 +74,7 @@ def run_job(folder: Path, *drivers: tuple[int, list[str]], option: str = "--mpi-
 
     A job that hangs is killed, and fails the test with what it has said.
     """
-    # Without the option Hydra 5.0 kills three ranks or more now and then, when i-PI has left before it was noticed.
+    # Without the option Hydra 5.0 kills what is left now and then, when i-PI has left before it was noticed.
     command = [str(MPIEXEC), "-disable-auto-cleanup", "-n", "1", sys.executable, str(IPI), "input.xml"]
     for n_ranks, arguments in drivers:
         command += [":", "-n", str(n_ranks), sys.executable, "-m", "dpserver", *arguments, option]
