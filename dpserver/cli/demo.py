@@ -23,6 +23,7 @@ _MODEL: Final = _WATER / "w.pt"
 _STRUCTURE: Final = _WATER / "water.xyz"
 _REFERENCE: Final = _WATER / "rdf_reference.csv"
 _PICTURE: Final = "water.png"
+_STARTING: Final = "starting i-PI and dpserver, the first time up to a minute"
 
 
 def demo(
@@ -79,6 +80,7 @@ def _check_requirements(reference: Path) -> None:
 def _follow() -> Iterator[Report]:
     """Show progress as a bar in a terminal and as a line now and then elsewhere."""
     if not console.out.is_terminal:
+        console.out.print(_STARTING)
         yield _Lines()
         return
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -93,7 +95,7 @@ def _follow() -> Iterator[Report]:
         TimeRemainingColumn(),
         console=console.out,
     ) as bar:
-        task = bar.add_task("starting i-PI and dpserver", total=None, state="")
+        task = bar.add_task(_STARTING, total=None, state="")
 
         def report(progress: Progress) -> None:
             if progress.planned is not None:

@@ -54,6 +54,7 @@ def test_a_run_leaves_a_picture(command, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "run" / "water.png").read_bytes().startswith(b"\x89PNG")
     assert read_properties(tmp_path / "run" / "simulation.out")["step"][-1] == 7
+    assert done.stdout.startswith("starting i-PI and dpserver")
     assert "step 7 of 7" in done.stdout
     assert "picture: run/water.png" in done.stdout
 
