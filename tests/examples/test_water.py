@@ -21,7 +21,7 @@ from scipy.linalg import solve_continuous_lyapunov
 from dpserver.ase import DPCalculator
 from dpserver.demo.trajectory import read_properties
 from dpserver.units import BOHR, BOLTZMANN, HARTREE
-from tests.patience import JOB_PATIENCE
+from tests.patience import JOB_PATIENCE, PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 WATER = ROOT / "examples" / "water"
@@ -32,7 +32,7 @@ dpserver() {{ {sys.executable} -m dpserver "$@"; }}
 python() {{ {sys.executable} "$@"; }}
 # Without the option Hydra 5.0 kills what is left now and then, when i-PI has left before it was noticed.
 mpirun() {{ command mpirun -disable-auto-cleanup "$@"; }}
-export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={ROOT} DPSERVER_TIMEOUT=60
+export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={ROOT} DPSERVER_TIMEOUT={PATIENCE:g}
 """
 
 

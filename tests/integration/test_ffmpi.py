@@ -20,7 +20,7 @@ from tests.daemon.serving import serving, target
 from tests.integration.ipi_runs import IPI, finish, free_endpoint, ipi, last_positions, write_input
 from tests.integration.processes import save_model
 from tests.parallel.jobs import HAS_MPI, MPIEXEC, no_segments_left
-from tests.patience import JOB_PATIENCE
+from tests.patience import JOB_PATIENCE, PATIENCE
 
 pytest.importorskip("ipi")
 pytest.importorskip("mpi4py")
@@ -78,7 +78,7 @@ def run_job(folder: Path, *drivers: tuple[int, list[str]], option: str = "--mpi-
     command = [str(MPIEXEC), "-disable-auto-cleanup", "-n", "1", sys.executable, str(IPI), "input.xml"]
     for n_ranks, arguments in drivers:
         command += [":", "-n", str(n_ranks), sys.executable, "-m", "dpserver", *arguments, option]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DPSERVER_TIMEOUT": "60", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DPSERVER_TIMEOUT": f"{PATIENCE:g}", "OMP_NUM_THREADS": "1"}
     said = folder / "job.log"
     with said.open("w") as log:
         job = subprocess.Popen(

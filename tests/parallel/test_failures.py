@@ -22,7 +22,6 @@ import pytest
 from tests import structures
 from tests.parallel.charged import ChargedSprings
 from tests.parallel.jobs import HAS_MPI, Job, mpi_job
-from tests.patience import PATIENCE
 from tests.peer import GETFORCE, Line, Peer, posdata
 from tests.ranks import Springs
 
@@ -36,6 +35,7 @@ PROGRAM = str(Path(__file__).with_name("program.py"))
 CHARGES = ("charges",)
 KEPT = ("-disable-auto-cleanup",)
 FRAMES = structures.water((3, 3, 3))
+LIMIT = 10.0  # s, from what happens to the end of all: not patience, but what is promised
 COMPLAINT = re.compile(r"rank (\d)(?: of \d)? \(process \d+ on \S+\) (.*)")
 
 
@@ -80,13 +80,13 @@ def ask(line: Line) -> bool:
 
 def check_end(job: Job, rank: int, cause: str, code: int = 5) -> None:
     """All have gone, in time, with one word about who and why."""
-    assert job.wait(PATIENCE) == code, job.said
+    assert job.wait(LIMIT) == code, job.said
     found = [match.groups() for match in map(COMPLAINT.search, job.said.splitlines()) if match]
     assert len(found) == 1, job.said
     assert int(found[0][0]) == rank, job.said
     assert cause in found[0][1], job.said
     assert "Traceback" not in job.said
-    assert job.are_gone(PATIENCE), job.said
+    assert job.are_gone(LIMIT), job.said
 
 
 @pytest.mark.parametrize(("event", "rank"), [("kill-at-start", 0), ("kill-at-start", 2), ("kill-when-met", 1)])
@@ -135,10 +135,10 @@ def test_a_refusal_by_one_part_ends_nothing(tmp_path):
     with job_of(tmp_path, "refuse", 1, kind=CHARGES) as (job, peer):
         with asking(job, peer, ChargedSprings(4.0, method="pme")) as line:
             assert ask(line)
-        assert job.wait(PATIENCE) == 4, job.said  # with --once; all in step to the end
+        assert job.wait(LIMIT) == 4, job.said  # with --once; all in step to the end
         assert "not this one" in job.said, job.said
         assert "another part" not in job.said, job.said
-        assert job.are_gone(PATIENCE), job.said
+        assert job.are_gone(LIMIT), job.said
 
 
 def test_ranks_of_two_nodes(tmp_path, monkeypatch):
@@ -159,8 +159,8 @@ def test_killed_while_another_is_at_work_for_long(tmp_path):
         line.send(posdata(FRAMES.positions, FRAMES.cell[0]), GETFORCE)
         job.wait_for(lambda: "evaluating" in job.said)
         os.kill(job.ranks()[2], signal.SIGKILL)
-        assert job.wait(PATIENCE) == 5, job.said
-        assert job.are_gone(PATIENCE), job.said
+        assert job.wait(LIMIT) == 5, job.said
+        assert job.are_gone(LIMIT), job.said
 
 
 @pytest.mark.parametrize(
@@ -186,8 +186,8 @@ def test_failed_while_rank_0_is_at_work_for_long(tmp_path):
         os.kill(leader, signal.SIGSTOP)
         time.sleep(1.5)
         os.kill(leader, signal.SIGCONT)
-        assert job.wait(PATIENCE) == 5, job.said
-        assert job.are_gone(PATIENCE), job.said
+        assert job.wait(LIMIT) == 5, job.said
+        assert job.are_gone(LIMIT), job.said
 
 
 @pytest.mark.parametrize("event", ["refuse", "memory"])
@@ -196,9 +196,9 @@ def test_a_refused_structure_ends_nothing(tmp_path, event):
     with job_of(tmp_path, event, 1) as (job, peer):
         with asking(job, peer) as line:
             assert ask(line)
-        assert job.wait(PATIENCE) == 4, job.said  # with --once; all in step to the end
+        assert job.wait(LIMIT) == 4, job.said  # with --once; all in step to the end
         assert ("not this one" in job.said) == (event == "refuse"), job.said
-        assert job.are_gone(PATIENCE), job.said
+        assert job.are_gone(LIMIT), job.said
 
 
 @pytest.mark.parametrize(
@@ -209,6 +209,6 @@ def test_asked_to_stop_all_leave_in_good_order(tmp_path, number, whom):
     with job_of(tmp_path) as (job, peer), asking(job, peer) as line:
         os.kill(job.process.pid if whom == "launcher" else job.ranks()[int(whom[-1])], number)
         assert line.is_closed()
-        assert job.wait(PATIENCE) == 0, job.said
+        assert job.wait(LIMIT) == 0, job.said
         assert "Traceback" not in job.said
-        assert job.are_gone(PATIENCE), job.said
+        assert job.are_gone(LIMIT), job.said

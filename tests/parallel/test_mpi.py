@@ -202,10 +202,14 @@ def test_idle_ranks_sleep(tmp_path):
     with mpi_job(tmp_path / "log", 2, [str(HERE / "program.py"), "unix:nobody"]) as job:
         job.wait_for(lambda: "dialling" in job.said)
         worker = job.ranks()[1]
-        looks, used = sleeps(worker), cpu_seconds(worker)
-        time.sleep(3)
-        assert 0 < sleeps(worker) - looks < 3 / Patience().longest + 10
-        assert cpu_seconds(worker) - used < 0.5 * 3  # 0.1 to 0.3; who never sleeps uses 3
+        pause, n = Patience().longest, 3000
+        since, looks, used, mine = time.monotonic(), sleeps(worker), cpu_seconds(worker), time.thread_time()
+        for _ in range(n):
+            time.sleep(pause)
+        looks, used, mine = sleeps(worker) - looks, cpu_seconds(worker) - used, time.thread_time() - mine
+        assert 0 < looks < (time.monotonic() - since) / pause + 10
+        # A look costs 1 to 2.4 times what a pause does; who never sleeps uses 25 times as much.
+        assert used < 3 * mine * looks / n + 0.05
 
 
 def sleeps(pid: int) -> int:
